@@ -1,0 +1,1 @@
+"""What proves it: measurements and the report made of them."""

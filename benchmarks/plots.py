@@ -1,0 +1,130 @@
+"""The drawings of the report: matplotlib to inline SVG that takes its colours and its type from the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colours that matplotlib draws with, and what the page replaces them by: one drawing serves light, dark and print.
+INK, FAINT = "#010101", "#020202"
+SERIES = {"fp32": "#030303", "trt": "#040404", "cpu": "#050505"}
+_PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)"} | {hue: f"var(--{name})" for name, hue in SERIES.items()}
+_DASHES: dict[str, Any] = {"fp32": (0, (5, 2)), "trt": ":", "cpu": "-"}  # told apart without colour
+_MARKERS = {"fp32": "o", "trt": "^", "cpu": "s"}
+
+_WIDTH = 5.4  # inches of 72 units: 389 units wide, so that 12-unit type is still read on a screen 400 pixels wide
+_TAIL = 3  # times the median: where the drawing of latencies ends at the latest
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: searchable, and in the page's own typeface
+    "svg.hashsalt": "edgefuse",  # the same report gives the same page, byte by byte
+    "font.size": 12,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+}
+
+
+def latency_plot(distribution_ms: Mapping[str, Sequence[float]]) -> str:
+    """Share of the queries answered within a time, one line per part set; takes percentiles 0..100 of each."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(3.6)
+        for part_set, percentiles in distribution_ms.items():
+            line = {"color": SERIES[part_set], "linestyle": _DASHES[part_set], "linewidth": 2.2}
+            axes.plot(percentiles[:100], range(100), label=part_set, **line)
+        # A tail a hundred times the median would leave nothing of the rest to see.
+        axes.set_xlim(0, 1.08 * max(min(each[99], _TAIL * each[50]) for each in distribution_ms.values()))
+        axes.set_ylim(0, 100)
+        axes.set_yticks([0, 25, 50, 75, 90, 99], ["0 %", "25 %", "50 %", "75 %", "90 %", "99 %"])
+        axes.set_xlabel("milliseconds from picture, sound and text to the answer")
+        _legend(figure)
+        return _svg(figure, "latency", "Share of queries answered within a time, per part set")
+
+
+def stage_plot(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Where the mean time goes: each stage begins where the one before it ends, and the last bar is the total."""
+    names = list(next(iter(stages.values())))
+    height = 0.8 / len(stages)
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(1.2 + 0.35 * len(names))
+        longest = max(summary["total"]["mean_ms"] for summary in stages.values())
+        for place, (part_set, summary) in enumerate(stages.items()):
+            begin = 0.0
+            for row, stage in enumerate(names):
+                length = summary[stage]["mean_ms"]
+                begin = 0.0 if stage == "total" else begin
+                y = row + (place - (len(stages) - 1) / 2) * height
+                label = part_set if row == 0 else None
+                axes.barh(y, length, height * 0.86, left=begin, color=SERIES[part_set], label=label)
+                axes.text(begin + length + 0.012 * longest, y, f"{length:.2f}", va="center", fontsize=10)
+                begin += length
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, 1.14 * longest)
+        axes.set_xlabel("mean milliseconds")
+        _legend(figure)
+        return _svg(figure, "stages", "Mean time of each stage, per part set, one after the other up to the total")
+
+
+def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Accuracy and its 95 % interval for each group of examples; takes {part set: {group: {accuracy, interval}}}."""
+    names = list(next(iter(groups.values())))
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(1.2 + 0.45 * len(names))
+        for place, (part_set, results) in enumerate(groups.items()):
+            rows = [row + 0.22 * (place - (len(groups) - 1) / 2) for row in range(len(names))]
+            ends = [[100 * results[name]["interval"][end] for name in names] for end in (0, 1)]
+            axes.hlines(rows, *ends, color=SERIES[part_set], linewidth=2)
+            middle = [100 * results[name]["accuracy"] for name in names]
+            mark = {"marker": _MARKERS[part_set], "color": SERIES[part_set], "markersize": 6}
+            axes.plot(middle, rows, linestyle="none", label=part_set, **mark)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_xlabel("accuracy in percent, with 95 % interval")
+        _legend(figure)
+        return _svg(figure, f"accuracy-{by}", f"Accuracy with its 95 % interval by {by}, per part set")
+
+
+def _canvas(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")  # not pyplot: nothing global is kept
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="outside upper left", ncols=len(SERIES))  # never over a line, whatever was measured
+
+
+def _svg(figure: Figure, name: str, label: str) -> str:
+    """The figure as an <svg> element whose ids are unique in the page and whose colours are the page's."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue().decode()
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#)', rf"\g<1>{name}-", svg.replace("xlink:href", "href"))
+    svg = svg.replace('href="#', f'href="#{name}-')
+    svg = re.sub(r"font-family: [^;\"]+", "font-family: inherit", svg)
+    for drawn, shown in _PAGE_COLOURS.items():
+        svg = svg.replace(drawn, shown)
+    opening, drawing = svg.split(">", 1)
+    size = opening[opening.index("viewBox=") :].split('"')[1]
+    return f'<svg class="plot" role="img" aria-label="{escape(label)}" viewBox="{size}">{drawing}'

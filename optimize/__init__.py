@@ -1,0 +1,1 @@
+"""What shrinks and compiles: export, quantize, build (onnx; torch only in export.py)."""

@@ -1,0 +1,210 @@
+"""Export a run as a bundle with FP32 parts: `python optimize/export.py runs/a --out bundle`, as `edgefuse export`.
+
+The only file of this room that knows torch. Each part is run in ONNX Runtime against torch on real samples before
+anything is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+
+from edgefuse.runtime.backend_onnx import open_session
+from edgefuse.runtime.bundle import (
+    HEAD,
+    SENSOR_TENSORS,
+    TOKENIZER_FILE,
+    AudioSpec,
+    BundleInfo,
+    ImageSpec,
+    PartInfo,
+    TextSpec,
+    TokenSpec,
+    part_file,
+    token_tensor,
+    write_bundle,
+)
+from edgefuse.runtime.errors import BundleError
+from edgefuse.runtime.manifest import read_manifest
+from edgefuse.train.data import Batch, Loader
+from edgefuse.train.frontends import SAMPLE_RATE
+from edgefuse.train.model import FusedModel, audio_samples
+from edgefuse.train.train import Run
+
+OPSET = 18
+SAMPLES = 64  # validation lines that every part is compared on
+MAX_ABS_ERROR = 1e-4  # allowed between torch and ONNX Runtime, any tensor
+
+
+class HeadPart(nn.Module):
+    """The head with the tokens as separate inputs, in the order of `presence`, as a graph takes them."""
+
+    def __init__(self, model: FusedModel) -> None:
+        super().__init__()
+        self.head = model.head
+        self.modalities = model.modalities
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of each modality, then presence -> logits [B, C], weights [B, M]."""
+        *tokens, presence = tensors
+        logits, weights = self.head(dict(zip(self.modalities, tokens, strict=True)), presence)
+        return logits, weights
+
+
+def export(run: Path, out: Path) -> dict[str, Any]:
+    """Write the run's model as a bundle with FP32 parts.
+
+    Returns:
+        The bundle's path, bytes per part, and the largest error against torch.
+
+    Raises:
+        RecipeError: `run` is no finished run.
+        BundleError: a part does not compute what torch computes; nothing is written.
+    """
+    source = Run.open(run)
+    model = source.trained_model()
+    tensors, batch = _sample_tensors(source, model)
+    parts: dict[str, bytes] = {}
+    errors: dict[str, float] = {}
+    console = Console(stderr=True)
+    for part, (module, inputs, outputs) in _parts(model).items():
+        parts[part] = _to_onnx(module, {name: tensors[name] for name in inputs}, outputs)
+        errors[part] = _compare(part, parts[part], tensors, inputs, outputs)
+        console.print(f"exported {part}: {len(parts[part]) / 1e6:.1f} MB, max error {errors[part]:.1e}", highlight=False)
+    _check_top1(parts, tensors, batch, model)
+    files = {part_file("fp32", part): data for part, data in parts.items()}
+    if source.tokenizer is not None:
+        files[TOKENIZER_FILE] = source.tokenizer
+    bundle = write_bundle(out, _contract(source, model), files)
+    sizes = {part: len(data) for part, data in parts.items()}
+    return {"bundle": str(bundle.folder), "bytes": sizes, "max_abs_error": max(errors.values()), "samples": SAMPLES}
+
+
+def _parts(model: FusedModel) -> dict[str, tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:
+    """Each part's module, its input tensors and its output tensors."""
+    parts: dict[str, tuple[nn.Module, tuple[str, ...], tuple[str, ...]]] = {
+        m: (model.encoders[m], SENSOR_TENSORS[m], (token_tensor(m),)) for m in model.modalities
+    }
+    head_inputs = (*(token_tensor(m) for m in model.modalities), "presence")
+    return {**parts, HEAD: (HeadPart(model).eval(), head_inputs, ("logits", "weights"))}
+
+
+def _sample_tensors(run: Run, model: FusedModel) -> tuple[dict[str, Tensor], Batch]:
+    """Every tensor between sensors and answer on real validation lines, computed by torch."""
+    examples = read_manifest(run.recipe.data.manifest, split="val", labels=run.labels, limit=SAMPLES)
+    loader = Loader(run.recipe, run.labels, run.text_tokenizer())
+    present = [set(example.sensors) & set(model.modalities) for example in examples]
+    batch = loader.batch(examples, [example.audio for example in examples], present)
+    tensors: dict[str, Tensor] = {"presence": batch.presence}
+    with torch.no_grad():
+        for m in model.modalities:
+            if m not in batch.index:
+                raise BundleError(f"no validation line has {m}, which the model reads; add some to check the export")
+            for name in SENSOR_TENSORS[m]:
+                tensors[name] = batch.inputs[name][batch.index[m]]
+            tensors[token_tensor(m)] = model.encode(m, tensors)
+        tokens = {m: tensors[token_tensor(m)] for m in model.modalities}
+        tensors["logits"], tensors["weights"] = model.head(tokens, batch.presence)
+    return tensors, batch
+
+
+def _to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[str]) -> bytes:
+    """Serialized ONNX of `module`, every first dimension named "batch"."""
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    shapes = tuple({0: batch} for _ in inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module,
+            tuple(value[:2] for value in inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=shapes if not isinstance(module, HeadPart) else (shapes,),
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    _strip_notes(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    return bytes(proto.SerializeToString())
+
+
+def _strip_notes(proto: onnx.ModelProto) -> None:
+    """Drop the exporter's stack traces: they name this machine's paths and differ from run to run."""
+    for item in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    for item in (*proto.graph.input, *proto.graph.output):
+        item.ClearField("metadata_props")
+
+
+def _compare(
+    part: str, model: bytes, tensors: Mapping[str, Tensor], inputs: Sequence[str], outputs: Sequence[str]
+) -> float:
+    """The largest difference between ONNX Runtime and torch on the samples."""
+    results = open_session(model).run(list(outputs), {name: tensors[name].numpy() for name in inputs})
+    error = max(float(np.abs(r - tensors[name].numpy()).max()) for name, r in zip(outputs, results, strict=True))
+    if not error <= MAX_ABS_ERROR:
+        raise BundleError(
+            f"part {part}: ONNX Runtime differs from torch by {error:.2e} on {SAMPLES} validation lines, allowed is "
+            f"{MAX_ABS_ERROR:.0e}; nothing was written; report this with the recipe"
+        )
+    return error
+
+
+def _check_top1(parts: Mapping[str, bytes], tensors: Mapping[str, Tensor], batch: Batch, model: FusedModel) -> None:
+    """All parts in a row must give torch's answer on every sample."""
+    values: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in tensors.items()}
+    for part, (_, inputs, outputs) in _parts(model).items():
+        results = open_session(parts[part]).run(list(outputs), {name: values[name] for name in inputs})
+        values.update(zip(outputs, results, strict=True))
+    same = values["logits"].argmax(axis=1) == tensors["logits"].numpy().argmax(axis=1)
+    if not same.all():
+        raise BundleError(f"the exported parts answer {int((~same).sum())} of {len(same)} samples unlike torch")
+
+
+def _contract(run: Run, model: FusedModel) -> BundleInfo:
+    recipe = run.recipe
+    return BundleInfo(
+        name=recipe.name,
+        labels=run.labels,
+        image=ImageSpec(height=recipe.image.height, width=recipe.image.width) if recipe.image else None,
+        audio=AudioSpec(sample_rate=SAMPLE_RATE, samples=audio_samples(recipe)) if recipe.audio else None,
+        text=TextSpec(max_tokens=recipe.text.max_tokens) if recipe.text else None,
+        tokens={m: TokenSpec(count=e.count, dim=e.dim) for m, e in model.encoders.items()},
+        parts={"fp32": {part: PartInfo(file=part_file("fp32", part), precision="fp32") for part in _parts(model)}},
+        lineage={
+            "recipe": recipe.model_dump(),
+            "manifest": recipe.data.manifest,
+            "data_fingerprint": run.document["data_fingerprint"],
+            "versions": {
+                "edgefuse": version("edgefuse"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "onnx": onnx.__version__,
+            },
+        },
+        quality={"torch_validation_accuracy": run.document["accuracy"]},
+    )
+
+
+if __name__ == "__main__":
+    from edgefuse.runtime.cli import main
+
+    main(["export", *sys.argv[1:]])

@@ -1,0 +1,175 @@
+"""Judges candidate parts against the FP32 ones on labelled examples: what share of the accuracy a choice keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefuse.optimize.samples import Samples
+from edgefuse.runtime.backend import Tensors
+from edgefuse.runtime.backend_onnx import open_session
+from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
+from edgefuse.runtime.evaluate import Bools, Encoded, retention, subsets
+from edgefuse.runtime.manifest import Example
+from edgefuse.runtime.predictor import Floats, Predictor
+from edgefuse.runtime.preprocess import Preprocessor
+
+REFERENCE = "fp32"
+ENCODER_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to compute a part."""
+
+    precision: str  # its name; a part has one candidate of each
+    model: bytes  # ONNX
+    exact_qdq: bool = False  # judged with Q/DQ as written (TensorRT), not in ONNX Runtime's own INT8 kernels
+    note: str = ""  # for the contract
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a choice of candidates keeps of the reference's accuracy."""
+
+    retention: float  # with every sensor that a line has
+    interval: tuple[float, float]  # 95 %
+    pooled: float  # over every subset of sensors taken together: a subset with few lines alone would fail by noise
+    by_subset: dict[str, dict[str, float]]  # "image+text" -> {accuracy, reference, n}
+
+    @property
+    def kept(self) -> float:
+        """What the gate is held against."""
+        return min(self.retention, self.pooled)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A choice, and how it came about."""
+
+    choice: dict[str, str]  # part -> precision
+    verdict: Verdict
+    alone: dict[tuple[str, str], float]  # (part, precision) -> what it keeps with the base's other parts
+
+
+class Judge:
+    """Encodes every distinct value once per candidate; any choice then costs some passes through a head.
+
+    Args:
+        bundle: the contract.
+        examples: labelled, with labels that the model knows.
+    """
+
+    def __init__(self, bundle: Bundle, examples: Sequence[Example]) -> None:
+        self._bundle = bundle
+        self.modalities = bundle.info.modalities
+        self._truth = np.array([bundle.info.labels.index(example.label or "") for example in examples])  # [n]
+        preprocessor = Preprocessor(bundle)
+        self._samples = {m: Samples(preprocessor, examples, m) for m in self.modalities}
+        self._tokens: dict[tuple[str, str], Floats] = {}  # (modality, precision) -> [U, N, D]
+        self._heads: dict[str, _Head] = {}
+        self._right: dict[tuple[str, ...], dict[str, Bools]] = {}  # choice -> subset -> [n of that subset]
+
+    def add(self, part: str, candidates: Sequence[Candidate]) -> None:
+        """Take the candidates of a part; an encoder runs over all examples now, decoding each file once."""
+        sessions = {c.precision: open_session(c.model, exact_qdq=c.exact_qdq) for c in candidates}
+        if part == HEAD:
+            self._heads.update({precision: _Head(session) for precision, session in sessions.items()})
+            return
+        tokens: dict[str, list[Floats]] = {precision: [] for precision in sessions}
+        for batch in self._samples[part].batches(ENCODER_BATCH):
+            for precision, session in sessions.items():
+                tokens[precision].append(session.run([token_tensor(part)], batch)[0])
+        for precision, chunks in tokens.items():
+            if chunks:
+                self._tokens[part, precision] = np.concatenate(chunks)
+
+    def verdict(self, choice: Mapping[str, str]) -> Verdict:
+        """Compare a choice, part -> precision, with the reference.
+
+        Raises:
+            GateError: the reference answers nothing right.
+        """
+        reference, candidate = self._answers(dict.fromkeys(choice, REFERENCE)), self._answers(choice)
+        share, interval = retention(reference[""], candidate[""])
+        complete = [name for name in reference if name]
+        pooled, _ = retention(*(np.concatenate([right[name] for name in complete]) for right in (reference, candidate)))
+        by_subset = {
+            name: {
+                "accuracy": float(candidate[name].mean()),
+                "reference": float(reference[name].mean()),
+                "n": len(reference[name]),
+            }
+            for name in complete
+        }
+        return Verdict(share, interval, pooled, by_subset)
+
+    def settle(self, base: Mapping[str, str], wishes: Mapping[str, Sequence[str]], gate: float) -> Settled:
+        """Give each part the first of its wishes that passes the gate alone and together with those of the others.
+
+        Args:
+            base: part -> precision, of every part.
+            wishes: part -> precisions that are better than the base's, the best first.
+            gate: least share of the reference's accuracy.
+
+        Returns:
+            The base with as many wishes as possible; it misses the gate where even the base does.
+        """
+        alone: dict[tuple[str, str], float] = {}
+        granted: dict[str, str] = {}
+        for part, precisions in wishes.items():
+            for precision in precisions:
+                alone[part, precision] = self.verdict({**base, part: precision}).kept
+                if alone[part, precision] >= gate:
+                    granted[part] = precision
+                    break
+        while (verdict := self.verdict({**base, **granted})).kept < gate and granted:
+            del granted[min(granted, key=lambda part: alone[part, granted[part]])]
+        return Settled({**base, **granted}, verdict, alone)
+
+    def _answers(self, choice: Mapping[str, str]) -> dict[str, Bools]:
+        """Which answers are right: with all sensors ("", every example), and per subset that some example has."""
+        key = tuple(choice[part] for part in (*self.modalities, HEAD))
+        if key not in self._right:
+            rows = {m: self._samples[m].rows for m in self.modalities}
+            tokens = {m: self._tokens[m, choice[m]] for m in self.modalities if (m, choice[m]) in self._tokens}
+            encoded = Encoded(Predictor(self._bundle, self._heads[choice[HEAD]]), tokens, rows)
+            right = {"": encoded.logits(self.modalities).argmax(axis=1) == self._truth}
+            for subset in subsets(self.modalities):
+                complete = np.all([rows[m] >= 0 for m in subset], axis=0)  # [n]
+                if complete.any():
+                    right["+".join(subset)] = (encoded.logits(subset).argmax(axis=1) == self._truth)[complete]
+            self._right[key] = right
+        return self._right[key]
+
+
+class _Head:
+    """A backend that has a head and nothing else."""
+
+    name = "judge"
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def load(self, part: str) -> None:
+        """The session is open."""
+
+    def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
+
+    def close(self) -> None:
+        """Nothing to free before the session itself goes."""
+
+    def __enter__(self) -> _Head:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,233 @@
+"""The command line: what each verb takes; what it does lives in the room whose name stands in its body.
+
+Exit codes: 0 done, 1 the user's input or a gate failed (one line on stderr), 2 wrong usage, 130 ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from edgefuse.runtime.errors import EdgefuseError, MissingExtraError
+
+app = typer.Typer(
+    help="Train, shrink, compile and run fused image + audio + text models for edge devices.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Make a manifest out of public data that installs by name.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+# Where a package comes from that is not in the base install; [demo] has all that this table does not name.
+EXTRAS = {"onnx": "optimize", "onnxscript": "optimize", "matplotlib": "bench", "psutil": "bench"} | dict.fromkeys(
+    ("torch", "torchaudio", "torchvision", "transformers", "yaml", "safetensors", "tensorboard"), "train"
+)
+# What is wrong with the user's disk or permissions and not with this program.
+ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+# Of a long document, what a person sees; --json prints all of it.
+SHOWN = {"benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page")}
+
+PartSet = Literal["fp32", "trt", "cpu"]
+Split = Literal["train", "val", "test"]
+
+
+class Sensor(str, Enum):
+    """As a Literal, but the parser takes no list of Literals."""
+
+    image = "image"
+    audio = "audio"
+    text = "text"
+
+
+BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+PartDir = Annotated[
+    PartSet | None, typer.Option("--part-dir", help="Part set to run; cpu where the bundle has it, else fp32.")
+]
+Manifest = Annotated[
+    Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
+]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"), as_json: Json = False
+) -> None:
+    """The whole way on public data: train, export, quantize, build, predict, bench."""
+    _run("benchmarks.demo:demo", as_json, out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
+    as_json: Json = False,
+) -> None:
+    """Train a recipe into a run."""
+    _run("train.train:train", as_json, recipe, overrides or [], out)
+
+
+@data.command("easy-vqa")
+def easy_vqa(
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
+    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak every sentence.")] = 120,
+    as_json: Json = False,
+) -> None:
+    """Spoken easy-VQA: pictures, and questions as text and as speech."""
+    _run("train.corpora:easy_vqa", as_json, out, voices)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new bundle.")],
+    as_json: Json = False,
+) -> None:
+    """A run becomes a bundle with fp32 parts, each checked against the trained model."""
+    _run("optimize.export:export", as_json, run, out)
+
+
+@app.command()
+def quantize(
+    bundle: BundlePath,
+    precision: Annotated[Literal["auto", "fp16", "int8"], typer.Option(help="What the trt parts may use.")] = "auto",
+    gate: Annotated[float, typer.Option(min=0, max=1, help="Share of the fp32 accuracy that must be kept.")] = 0.99,
+    manifest: Manifest = None,
+    calibration: Annotated[int, typer.Option(min=1, help="Training lines to calibrate on.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Add trt and cpu parts to a bundle, if they pass the gate."""
+    options = {"precision": precision, "gate": gate, "manifest": manifest, "calibration": calibration}
+    _run("optimize.quantize:quantize", as_json, bundle, **options)
+
+
+@app.command()
+def build(
+    bundle: BundlePath,
+    target: Annotated[
+        Literal["tensorrt-rtx", "tensorrt", "cpu"], typer.Option(help="What to compile for.")
+    ] = "tensorrt-rtx",
+    sm: Annotated[list[int] | None, typer.Option(help="GPUs by compute capability, as in --sm 86 89.")] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the engines.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Compile the parts of a bundle to engines."""
+    _run("optimize.build_engine:build", as_json, bundle, target=target, sm=tuple(sm or ()), max_batch=max_batch)
+
+
+@app.command()
+def predict(
+    bundle: BundlePath,
+    image: Annotated[Path | None, typer.Option(help="A picture file.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="A sound file.")] = None,
+    text: Annotated[str | None, typer.Option(help="A text.")] = None,
+    part_dir: PartDir = None,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Answer once, from any subset of the sensors."""
+    options = {"image": image, "audio": audio, "text": text, "part_set": part_dir, "threads": threads}
+    _run("runtime.predictor:predict_once", as_json, bundle, **options)
+
+
+@app.command("eval")
+def evaluate(
+    bundle: BundlePath,
+    manifest: Annotated[Path, typer.Argument(help="Labelled data (.jsonl).", show_default=False)],
+    part_dir: PartDir = None,
+    drop: Annotated[list[Sensor] | None, typer.Option(help="Sensor to leave out; may be repeated.")] = None,
+    split: Annotated[Split, typer.Option(help="Lines to use.")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use this many lines, evenly spread.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy, per answer type and per subset of sensors."""
+    options = {"part_set": part_dir, "drop": drop or [], "split": split, "limit": limit}
+    _run("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
+
+
+@app.command()
+def bench(
+    bundle: BundlePath,
+    out: Annotated[Path, typer.Option(help="Folder of the report.")],
+    manifest: Manifest = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer runs: a look, not a result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure speed, size, memory and accuracy, and write a report."""
+    _run("benchmarks.bench:bench", as_json, bundle, out, manifest=manifest, quick=quick)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; `arguments` without the program's name, those of the process where None."""
+    app(args=_repeat_flag("--sm", sys.argv[1:] if arguments is None else arguments), prog_name="edgefuse")
+
+
+def _repeat_flag(flag: str, arguments: Sequence[str]) -> list[str]:
+    """`--sm 86 89` becomes `--sm 86 --sm 89`: options of the parser below take one value each."""
+    spread: list[str] = []
+    in_values = False  # behind the flag and its first value
+    for argument in arguments:
+        if in_values and argument.isdecimal() and spread[-1] != flag:
+            spread.append(flag)
+        elif argument == flag or not argument.isdecimal():
+            in_values = argument == flag
+        spread.append(argument)
+    return spread
+
+
+def _run(does: str, as_json: bool, *arguments: Any, **options: Any) -> None:
+    """Call `room.module:function` and print the dict it returns; what the user caused ends in one line on stderr."""
+    try:
+        result = _call(does, *arguments, **options)
+    except EdgefuseError as error:
+        _stop(1, str(error))
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        _stop(1, f"{error.filename or 'a file'}: {error.strerror}; what was written before is untouched")
+    except KeyboardInterrupt:
+        _stop(130, "stopped; what was written so far is intact")
+    if as_json:
+        typer.echo(json.dumps(result, default=_plain))
+    else:
+        from edgefuse.runtime.show import show
+
+        show({key: result[key] for key in SHOWN.get(does, result) if key in result})
+
+
+def _call(does: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    module, function = does.split(":")
+    try:
+        found = getattr(importlib.import_module(f"edgefuse.{module}"), function)
+        return dict(found(*arguments, **options))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package in ("", "edgefuse"):
+            raise
+        extra = EXTRAS.get(package, "demo")
+        raise MissingExtraError(f"{package} is not installed; pip install 'edgefuse[{extra}]'") from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: a path is its text, a numpy number a number."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _stop(code: int, message: str) -> NoReturn:
+    typer.echo(f"edgefuse: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""How right a bundle is: accuracy with intervals, per answer type and per subset of sensors, and retention.
+
+Tokens make this cheap: each distinct picture, sound and sentence is encoded once, then every subset of sensors costs
+one pass through the head.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.errors import GateError, ManifestError, MediaError
+from edgefuse.runtime.manifest import Example, read_manifest
+from edgefuse.runtime.predictor import Floats, Predictor
+
+Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+RESAMPLES, SEED = 10_000, 0  # of the bootstrap; the seed is fixed so that a gate decides the same way twice
+HEAD_BATCH = 256  # examples that pass the head at once
+
+Bools = NDArray[np.bool_]
+
+
+class Encoded:
+    """The tokens of every distinct picture, sound and sentence of some examples.
+
+    Args:
+        predictor: what encoded them.
+        tokens: modality -> [U, N, D], one row per distinct value.
+        rows: modality -> [n], the row of each example, -1 where it lacks the sensor.
+    """
+
+    def __init__(
+        self, predictor: Predictor, tokens: Mapping[str, Floats], rows: Mapping[str, NDArray[np.int64]]
+    ) -> None:
+        self._predictor = predictor
+        self._tokens = tokens
+        self._rows = rows
+
+    def logits(self, sensors: Collection[str]) -> Floats:
+        """Logits [n, C] from these sensors only; an example that lacks one of them has presence 0 there."""
+        n = len(next(iter(self._rows.values())))
+        batches = [self._head(slice(start, start + HEAD_BATCH), sensors) for start in range(0, n, HEAD_BATCH)]
+        return np.concatenate(batches)  # [n, C]
+
+    def _head(self, batch: slice, sensors: Collection[str]) -> Floats:
+        presence, tokens = [], {}
+        for modality in self._predictor.info.modalities:
+            rows = self._rows[modality][batch]  # [B]
+            present = (rows >= 0) & (modality in sensors)  # [B]
+            presence.append(present.astype(np.float32))
+            if modality in self._tokens:
+                tokens[modality] = np.where(present[:, None, None], self._tokens[modality][rows], np.float32(0))
+        logits, _ = self._predictor.fuse(tokens, np.stack(presence, axis=1))  # [B, C]
+        return logits
+
+
+def encode_examples(predictor: Predictor, examples: Sequence[Example], batch: int = 64) -> Encoded:
+    """Encode each distinct picture, sound and sentence of `examples` once, `batch` at a time.
+
+    Raises:
+        ManifestError: a picture or sound cannot be decoded; names the first line that uses it.
+    """
+    tokens: dict[str, Floats] = {}
+    rows: dict[str, NDArray[np.int64]] = {}
+    for modality in predictor.info.modalities:
+        number: dict[str, int] = {}  # distinct value -> its row
+        first_use: list[tuple[str, str]] = []  # (value, the line that used it first)
+        for example in examples:
+            value = getattr(example, modality)
+            if value is not None and value not in number:
+                number[value] = len(number)
+                first_use.append((value, example.where))
+        rows[modality] = np.array([number.get(getattr(example, modality), -1) for example in examples], np.int64)
+        if first_use:
+            chunks = [first_use[start : start + batch] for start in range(0, len(first_use), batch)]
+            tokens[modality] = np.concatenate([_encode_values(predictor, modality, chunk) for chunk in chunks])
+    return Encoded(predictor, tokens, rows)
+
+
+def _encode_values(predictor: Predictor, modality: str, values: Sequence[tuple[str, str]]) -> Floats:
+    """Tokens [B, N, D] of one batch of (value, line)."""
+    prepared = []
+    for value, where in values:
+        try:
+            prepared.append(predictor.preprocessor.prepare(modality, predictor.preprocessor.decode(modality, value)))
+        except MediaError as error:
+            raise ManifestError(f"{where}: {error}") from None
+    stacked = {name: np.concatenate([tensors[name] for tensors in prepared]) for name in prepared[0]}
+    return predictor.encode(modality, stacked)
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927); (0, 1) where nothing was seen."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = correct / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def retention(reference: Bools, candidate: Bools) -> tuple[float, tuple[float, float]]:
+    """What share of the reference's accuracy the candidate keeps, and its 95 % interval.
+
+    A paired bootstrap (Efron and Tibshirani 1993, percentile method): resampling examples is drawing the 2x2 table of
+    right and wrong from a multinomial, so it takes milliseconds whatever n is.
+
+    Args:
+        reference: [n], whether the reference was right.
+        candidate: [n], whether the candidate was right on the same examples.
+
+    Raises:
+        GateError: the reference has nothing right, so there is nothing to keep.
+    """
+    if not reference.any():
+        raise GateError(f"the reference answers none of {len(reference)} examples right; train it or check the labels")
+    both, lost, won = (reference & candidate).sum(), (reference & ~candidate).sum(), (~reference & candidate).sum()
+    neither = len(reference) - both - lost - won
+    shares = np.array([both, lost, won, neither]) / len(reference)
+    draws = np.random.default_rng(SEED).multinomial(len(reference), shares, RESAMPLES)  # [R, 4]
+    draws = draws[draws[:, 0] + draws[:, 1] > 0]  # a draw without a right reference has no ratio
+    ratios = (draws[:, 0] + draws[:, 2]) / (draws[:, 0] + draws[:, 1])
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float((both + won) / (both + lost)), (float(low), float(high))
+
+
+def subsets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every subset of the modalities but the empty one, small ones first."""
+    sizes = range(1, len(modalities) + 1)
+    return [subset for size in sizes for subset in itertools.combinations(modalities, size)]
+
+
+def evaluate(
+    bundle: str | Path,
+    manifest: str | Path,
+    *,
+    part_set: str | None = None,
+    drop: Collection[str] = (),
+    split: str = "test",
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Accuracy of one part set of a bundle on one split of a manifest, on ONNX Runtime.
+
+    Args:
+        bundle: folder of the bundle.
+        manifest: the .jsonl file; every line of the split needs a label that the model knows.
+        part_set: "fp32", "trt" or "cpu"; None takes cpu where the bundle has it, else fp32.
+        drop: sensors that the headline accuracy is measured without.
+        split: "train", "val" or "test".
+        limit: use this many lines at most, evenly spread.
+
+    Returns:
+        {accuracy, interval, n, by_answer_type, by_subset, part_set, manifest, split}. The headline uses every sensor
+        that a line has, `drop` excepted, and leaves out lines that then have none. `by_subset` holds each subset of
+        sensors that some line has entirely, measured on those lines.
+
+    Raises:
+        BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
+    """
+    opened = Bundle.open(bundle)
+    modalities = opened.info.modalities
+    examples = read_manifest(manifest, split=split, labels=opened.info.labels, limit=limit)
+    has = {m: np.array([getattr(example, m) is not None for example in examples]) for m in modalities}  # [n] each
+    kept = [modality for modality in modalities if modality not in drop]
+    usable = np.any([has[modality] for modality in kept], axis=0) if kept else np.zeros(len(examples), bool)
+    if not usable.any():
+        raise ManifestError(f"{manifest}: no line of split {split!r} has a sensor that is left; drop fewer sensors")
+    truth = np.array([opened.info.labels.index(example.label or "") for example in examples])  # [n]
+    types = [example.answer_type for example in examples]
+    by_subset = {}
+    with OnnxBackend(opened, part_set) as backend:
+        encoded = encode_examples(Predictor(opened, backend), examples)
+        headline = _report(encoded.logits(kept).argmax(axis=1) == truth, usable, types)
+        for subset in subsets(modalities):
+            complete = np.all([has[modality] for modality in subset], axis=0)  # [n]
+            if complete.any():
+                right = encoded.logits(subset).argmax(axis=1) == truth  # [n]
+                by_subset["+".join(subset)] = _report(right, complete, types)
+    told = {"part_set": backend.part_set, "manifest": str(manifest), "split": split}
+    return {**headline, "by_subset": by_subset, **told}
+
+
+def _report(right: Bools, chosen: Bools, types: Sequence[str | None]) -> dict[str, Any]:
+    """Accuracy over the chosen examples, and of each answer type among them."""
+    kinds = np.array([kind or "" for kind in types])
+    by_type = {str(kind): _score(right[chosen & (kinds == kind)]) for kind in np.unique(kinds[chosen]) if kind}
+    return {**_score(right[chosen]), "by_answer_type": by_type}
+
+
+def _score(right: Bools) -> dict[str, Any]:
+    correct, n = int(right.sum()), len(right)
+    return {"accuracy": correct / n, "interval": list(wilson(correct, n)), "n": n}

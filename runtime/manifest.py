@@ -1,0 +1,158 @@
+"""The manifest: JSON lines that name a picture, a sound, a text and a label; any sensor may be absent in any line.
+
+{"image": "a.jpg", "audio": "a.wav", "text": "...", "label": "yes", "split": "train", "answer_type": "yes/no"}
+
+Paths are relative to the manifest. `split` is "train" unless said; `answer_type` is a free name that results are
+grouped by.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgefuse.runtime.errors import ManifestError
+
+SPLITS = ("train", "val", "test")
+_SENSORS = ("image", "audio", "text")
+_KEYS = (*_SENSORS, "label", "split", "answer_type")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One line of a manifest."""
+
+    where: str  # "manifest.jsonl:17", the start of every message about this line
+    image: str | None  # path of the picture
+    audio: str | None  # path of the sound
+    text: str | None
+    label: str | None  # absent in data that is to be labelled
+    split: str
+    answer_type: str | None
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """The modalities that this line has."""
+        return tuple(sensor for sensor in _SENSORS if getattr(self, sensor) is not None)
+
+
+def read_manifest(
+    path: str | Path,
+    *,
+    split: str | None = None,
+    labels: Collection[str] | None = None,
+    limit: int | None = None,
+) -> list[Example]:
+    """Read and check the lines of `split` (all where None), at most `limit` of them, evenly spread.
+
+    Args:
+        path: the .jsonl file.
+        split: one of SPLITS.
+        labels: labels that are allowed; where given, every line needs one of them.
+        limit: take this many lines at most, at even distances, so that a sorted manifest stays representative.
+
+    Raises:
+        ManifestError: the file or a line cannot be used; the message starts with file:line.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at a U+2028 in a text
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of a .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    known_files: dict[str, bool] = {}
+    examples = [
+        _parse_line(f"{path}:{number}", line, path.parent, labels, known_files)
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    chosen = [example for example in examples if split is None or example.split == split]
+    if not chosen:
+        found = ", ".join(sorted({example.split for example in examples})) or "none, the file has no lines"
+        raise ManifestError(f"{path}: no line with split {split or 'any'!r}; splits found: {found}")
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[index * len(chosen) // limit] for index in range(limit)]
+    return chosen
+
+
+def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The labels of `examples` in the order of the model's outputs (sorted: the order is defined here only)."""
+    return tuple(sorted({example.label for example in examples if example.label is not None}))
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A short hash of what the lines say, for a bundle's lineage."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = (example.image and Path(example.image).name, example.audio and Path(example.audio).name)
+        digest.update(json.dumps([*row, example.text, example.label, example.split]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _parse_line(
+    where: str, line: str, root: Path, labels: Collection[str] | None, known_files: dict[str, bool]
+) -> Example:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where}: not a JSON object ({error}); write one object per line") from None
+    if not isinstance(row, dict):
+        raise ManifestError(
+            f"{where}: found {type(row).__name__}, a line must be a JSON object with {', '.join(_KEYS)}"
+        )
+    for key, value in row.items():
+        if key not in _KEYS:
+            near = difflib.get_close_matches(key, _KEYS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(_KEYS)}"
+            raise ManifestError(f"{where}: unknown key {key!r}; {hint}")
+        if value is not None and not isinstance(value, str):
+            raise ManifestError(f"{where}: {key} is {json.dumps(value)}, it must be a string")
+        if value is not None and not (value.strip() and _is_unicode(value)):
+            problem = "not valid Unicode" if value.strip() else "empty"
+            raise ManifestError(f"{where}: {key} is {problem}; leave the key out where there is none")
+    _check_values(where, row, labels)
+    paths = {sensor: _existing_file(where, sensor, row.get(sensor), root, known_files) for sensor in ("image", "audio")}
+    return Example(
+        where=where,
+        image=paths["image"],
+        audio=paths["audio"],
+        text=row.get("text"),
+        label=row.get("label"),
+        split=row.get("split") or "train",
+        answer_type=row.get("answer_type"),
+    )
+
+
+def _check_values(where: str, row: dict[str, Any], labels: Collection[str] | None) -> None:
+    if all(row.get(sensor) is None for sensor in _SENSORS):
+        raise ManifestError(f"{where}: no sensor; give at least one of image, audio, text")
+    split = row.get("split") or "train"
+    if split not in SPLITS:
+        raise ManifestError(f"{where}: split {split!r} is unknown; allowed: {', '.join(SPLITS)}")
+    label = row.get("label")
+    if labels is not None and label not in labels:
+        found = "no label" if label is None else f"label {label!r}"
+        raise ManifestError(f"{where}: {found}; the model knows: {', '.join(sorted(labels))}")
+
+
+def _is_unicode(value: str) -> bool:
+    """JSON can say half a surrogate pair, which no tokenizer and no file name takes."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _existing_file(where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, bool]) -> str | None:
+    """Absolute path of a sensor's file; `known_files` remembers the answers, since lines share files."""
+    if name is None:
+        return None
+    path = str(root / name)
+    if path not in known_files:
+        known_files[path] = Path(path).is_file()
+    if not known_files[path]:
+        raise ManifestError(f"{where}: {sensor} {name!r} does not exist in {root}")
+    return path

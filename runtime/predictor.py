@@ -1,0 +1,139 @@
+"""The user's way in: a bundle and a backend give answers.
+
+The predictor decides which parts run; it knows nothing of files (bundle.py), devices (backend.py) or sensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefuse.runtime.backend import Backend, Tensors
+from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
+from edgefuse.runtime.errors import MediaError
+from edgefuse.runtime.media import Pcm, Pixels
+from edgefuse.runtime.preprocess import Preprocessor
+
+Image = str | Path | Pixels  # a picture file, or uint8 RGB [H, W, 3] in 0..255
+Audio = str | Path | Pcm  # a sound file, or float32 mono PCM [T] in [-1, 1] at the bundle's sample rate
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model says of one moment."""
+
+    label: str  # the best label
+    confidence: float  # softmax of its logit, 0..1
+    weights: dict[str, float]  # modality -> what it weighed in the fusion, 0 where missing
+    stages_ms: dict[str, float]  # decode, preprocess, each part that ran, total
+
+
+class Predictor:
+    """Answers from the parts of `bundle`, run by `backend`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.info = bundle.info
+        self.preprocessor = Preprocessor(bundle)
+        self._backend = backend
+
+    def predict(self, *, image: Image | None = None, audio: Audio | None = None, text: str | None = None) -> Answer:
+        """The answer to one picture, sound and text, any of which may be missing.
+
+        Parts are loaded before the clock starts, so `stages_ms` holds work only.
+
+        Raises:
+            MediaError: nothing given, a sensor that the model does not have, or something that cannot be decoded.
+        """
+        sensors: dict[str, Any] = {"image": image, "audio": audio, "text": text}
+        given = {modality: value for modality, value in sensors.items() if value is not None}
+        if not given:
+            raise MediaError(f"no sensor given; this model takes: {', '.join(self.info.modalities)}")
+        for part in (*self.info.modalities, HEAD):
+            if part == HEAD or part in given:
+                self._backend.load(part)
+        laps = _Laps()
+        decoded = {modality: self.preprocessor.decode(modality, value) for modality, value in given.items()}
+        laps.end("decode")
+        inputs = {modality: self.preprocessor.prepare(modality, value) for modality, value in decoded.items()}
+        laps.end("preprocess")
+        tokens = {}
+        for modality, tensors in inputs.items():
+            tokens[modality] = self.encode(modality, tensors)  # [1, N, D]
+            laps.end(modality)
+        presence = np.array([[modality in given for modality in self.info.modalities]], np.float32)  # [1, M]
+        logits, weights = self.fuse(tokens, presence)
+        laps.end(HEAD)
+        best = int(logits[0].argmax())
+        return Answer(
+            label=self.info.labels[best],
+            confidence=float(softmax(logits[0])[best]),
+            weights=dict(zip(self.info.modalities, weights[0].tolist(), strict=True)),
+            stages_ms=laps.finish(),
+        )
+
+    def encode(self, modality: str, inputs: Tensors) -> Floats:
+        """The tokens [B, N, D] of one modality's sensor tensors (see SENSOR_TENSORS), batch first."""
+        return self._backend.run(modality, inputs)[token_tensor(modality)]
+
+    def fuse(self, tokens: Mapping[str, Floats], presence: Floats) -> tuple[Floats, Floats]:
+        """Logits [B, C] and weights [B, M] from the tokens [B, N, D] of each modality.
+
+        Args:
+            tokens: a modality that no example of the batch has may be left out.
+            presence: [B, M], 1 where the example has the modality, else 0; columns as in `BundleInfo.modalities`.
+        """
+        inputs: dict[str, NDArray[Any]] = {"presence": presence}
+        for modality, spec in self.info.tokens.items():
+            missing = np.zeros((len(presence), spec.count, spec.dim), np.float32)  # [B, N, D]
+            inputs[token_tensor(modality)] = tokens.get(modality, missing)
+        outputs = self._backend.run(HEAD, inputs)
+        return outputs["logits"], outputs["weights"]
+
+
+def predict_once(
+    bundle: str | Path,
+    *,
+    image: Image | None = None,
+    audio: Audio | None = None,
+    text: str | None = None,
+    part_set: str | None = None,
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Open a bundle on ONNX Runtime, answer once and close it; the arguments are those of OnnxBackend and `predict`.
+
+    Raises:
+        BundleError, MediaError, MissingExtraError: see `Bundle.open`, `Predictor.predict`, `OnnxBackend`.
+    """
+    opened = Bundle.open(bundle)
+    with OnnxBackend(opened, part_set, threads) as backend:
+        return asdict(Predictor(opened, backend).predict(image=image, audio=audio, text=text))
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities over the last axis."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True))
+
+
+class _Laps:
+    """A stopwatch for consecutive stages."""
+
+    def __init__(self) -> None:
+        self._start = self._last = perf_counter()
+        self._stages_ms: dict[str, float] = {}
+
+    def end(self, stage: str) -> None:
+        now = perf_counter()
+        self._stages_ms[stage] = (now - self._last) * 1e3
+        self._last = now
+
+    def finish(self) -> dict[str, float]:
+        return {**self._stages_ms, "total": (self._last - self._start) * 1e3}

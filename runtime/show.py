@@ -1,0 +1,78 @@
+"""Prints the result of a verb for a person: plain values as lines, rows of values as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+Rows = Mapping[str, Mapping[str, Any]]  # name of the row -> name of the column -> value
+
+
+def show(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print `result`: plain values first, then a table for each mapping or list of mappings."""
+    console = console or Console(highlight=False, markup=False, emoji=False)
+    lines = Table.grid(padding=(0, 2))
+    tables: list[tuple[str, Table]] = []
+    for key, value in result.items():
+        if rows := _rows(value):
+            tables += _tables(key, rows)
+        else:
+            lines.add_row(key, _cell(value))
+    if lines.row_count:
+        console.print(lines)
+    for title, table in tables:
+        console.print(title, style="bold")
+        console.print(table)
+
+
+def _rows(value: Any) -> Rows:
+    """The rows of a table; none where `value` is not made of mappings."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = {str(number): row for number, row in enumerate(value, start=1)}
+    is_table = isinstance(value, Mapping) and all(isinstance(row, Mapping) for row in value.values())
+    return value if is_table else {}
+
+
+def _tables(title: str, rows: Rows) -> Iterator[tuple[str, Table]]:
+    """Titles and tables: one of plain values; a column of rows becomes one of its own, with the first value of each."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    nested = [column for column in columns if any(_rows(row.get(column)) for row in rows.values())]
+    yield title, _table(rows, [column for column in columns if column not in nested])
+    for column in nested:
+        inner = {
+            name: {key: next(iter(cells.values()), None) for key, cells in _rows(row.get(column)).items()}
+            for name, row in rows.items()
+        }
+        yield from _tables(f"{title}, {column}", _upright(inner))
+
+
+def _upright(rows: Rows) -> Rows:
+    """Swap rows and columns where there are more columns than rows: a terminal is longer than wide."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    if len(columns) <= len(rows):
+        return rows
+    return {column: {name: row.get(column) for name, row in rows.items()} for column in columns}
+
+
+def _table(rows: Rows, columns: Sequence[str]) -> Table:
+    table = Table("", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(row.get(column)) for column in columns))
+    return table
+
+
+def _cell(value: Any) -> str:
+    """A value in few characters."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_cell(inner) for inner in value)
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

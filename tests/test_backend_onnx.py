@@ -1,0 +1,114 @@
+"""The ONNX Runtime backend: it runs what the contract names and refuses the rest in one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgefuse.runtime.backend_onnx import OnnxBackend, open_session
+from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.errors import BundleError
+
+
+def test_outputs_have_the_names_and_types_of_the_contract(tiny):
+    bundle = Bundle.open(tiny.bundle)
+    tokens = {f"{m}_tokens": np.zeros((3, spec.count, spec.dim), np.float32) for m, spec in bundle.info.tokens.items()}
+
+    with OnnxBackend(bundle, "fp32", threads=1) as backend:
+        outputs = backend.run("head", {**tokens, "presence": np.ones((3, 3), np.float32)})
+
+    assert {name: (array.dtype, array.shape) for name, array in outputs.items()} == {
+        "logits": (np.float32, (3, 3)),
+        "weights": (np.float32, (3, 3)),
+    }
+
+
+def test_the_cpu_parts_are_taken_where_there_are_some(tiny_copy):
+    assert OnnxBackend(tiny_copy).part_set == "cpu"
+
+    only_fp32 = tiny_copy.updated({}, parts={"fp32": tiny_copy.info.parts["fp32"]})
+
+    assert OnnxBackend(only_fp32).name == "onnxruntime:fp32"
+
+
+def test_a_part_set_that_is_not_there_is_refused_before_the_first_run(tiny):
+    with pytest.raises(BundleError, match="has no trt parts, only: fp32, cpu"):
+        OnnxBackend(Bundle.open(tiny.bundle), "trt")
+
+
+def test_a_part_is_read_when_it_is_needed(tiny_copy):
+    (tiny_copy.folder / "parts/cpu/audio.onnx").write_bytes(b"altered")
+
+    with OnnxBackend(tiny_copy) as backend:
+        backend.load("image")
+        with pytest.raises(BundleError, match="was altered"):
+            backend.load("audio")
+
+
+def test_a_graph_that_is_none_is_refused(tiny_copy):
+    broken = tiny_copy.updated({"parts/cpu/image.onnx": b"no graph"})
+
+    with pytest.raises(BundleError, match=r"ONNX Runtime [\d.]+ refuses the graph"):
+        OnnxBackend(broken).load("image")
+
+
+def test_tensors_that_do_not_fit_the_part_are_refused(tiny):
+    with (
+        OnnxBackend(Bundle.open(tiny.bundle)) as backend,
+        pytest.raises(BundleError, match="image of cpu does not run as the contract says"),
+    ):
+        backend.run("image", {"image": np.zeros((1, 9, 9, 3), np.uint8)})
+
+
+def test_closing_twice_is_fine(tiny):
+    backend = OnnxBackend(Bundle.open(tiny.bundle))
+    backend.load("image")
+    backend.close()
+    backend.close()
+
+
+def test_exact_qdq_computes_what_the_graph_says():
+    """MatMul between Q/DQ pairs, against numpy: exactly as written, as TensorRT does."""
+    random = np.random.default_rng(0)
+    x, weight = random.normal(size=(4, 64)).astype(np.float32), random.normal(size=(64, 8)).astype(np.float32)
+    x_scale, w_scale = np.float32(abs(x).max() / 127), np.float32(abs(weight).max() / 127)
+    quantized = np.clip(np.rint(weight / w_scale), -127, 127).astype(np.int8)
+    constants = {"xs": x_scale, "ws": w_scale, "zero": np.int8(0), "w": quantized}
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", ["x", "xs", "zero"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "xs", "zero"], ["dx"]),
+            helper.make_node("DequantizeLinear", ["w", "ws", "zero"], ["dw"]),
+            helper.make_node("MatMul", ["dx", "dw"], ["y"]),
+        ],
+        "qdq",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 8])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.checker.check_model(model, full_check=True)
+
+    (y,) = open_session(model.SerializeToString(), threads=1, exact_qdq=True).run(None, {"x": x})
+
+    dequantized = np.clip(np.rint(x / x_scale), -128, 127) * x_scale
+    np.testing.assert_allclose(y, dequantized @ (quantized * w_scale), rtol=1e-5, atol=1e-5)
+
+
+def test_without_onnxruntime_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from edgefuse.runtime.backend_onnx import open_session\n"
+        "from edgefuse.runtime.errors import MissingExtraError\n"
+        "try: open_session(b'')\n"
+        "except MissingExtraError as error: print(error)"
+    )
+
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert found == "this needs ONNX Runtime: pip install 'edgefuse[cpu]'\n"

@@ -1,0 +1,160 @@
+"""Fitting pictures, sounds and texts to a model, against independent arithmetic."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.signal
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as WordPiece
+from tokenizers import models, pre_tokenizers
+
+from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.errors import BundleError, MediaError
+from edgefuse.runtime.preprocess import Preprocessor, Tokenizer, fit_audio, fit_image, load_audio, load_image, to_rate
+
+RATE = 16_000
+
+
+def chirp(rate: int, top_hz: float = 3400) -> np.ndarray:
+    """A second from 100 Hz to `top_hz`, faded at both ends so that the resamplers' edges do not matter."""
+    seconds = np.arange(rate) / rate
+    window = scipy.signal.windows.tukey(rate, 0.2)
+    return (0.8 * window * scipy.signal.chirp(seconds, 100, 1, top_hz)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("rate", "up", "down"), [(8000, 2, 1), (22050, 320, 441), (44100, 160, 441), (48000, 1, 3)])
+def test_resampling_agrees_with_scipy(rate, up, down):
+    pcm = chirp(rate)
+
+    resampled = to_rate(pcm, rate, RATE)
+
+    assert (resampled.dtype, len(resampled)) == (np.float32, RATE)
+    np.testing.assert_allclose(resampled, scipy.signal.resample_poly(pcm, up, down), atol=0.01)
+
+
+def test_resampling_removes_what_the_new_rate_cannot_hold():
+    seconds = np.arange(44100) / 44100
+    too_high = np.sin(2 * np.pi * 11_000 * seconds).astype(np.float32)  # would come back as 5 kHz
+
+    assert np.abs(to_rate(too_high, 44100, RATE)[1000:-1000]).max() < 1e-3
+
+
+def test_the_right_rate_is_left_alone():
+    pcm = chirp(RATE)
+
+    np.testing.assert_array_equal(to_rate(pcm, RATE, RATE), pcm)
+
+
+def test_a_resampled_sound_stays_within_full_scale():
+    square = np.sign(np.sin(2 * np.pi * 300 * np.arange(8000) / 8000)).astype(np.float32)
+
+    assert np.abs(to_rate(square, 8000, RATE)).max() == 1.0
+
+
+@given(st.integers(0, 50), st.integers(1, 50))
+def test_a_sound_is_cut_or_padded_at_its_end(length, samples):
+    pcm = np.arange(1, length + 1, dtype=np.float32)
+
+    fitted = fit_audio(pcm, samples)
+
+    np.testing.assert_array_equal(fitted, [*pcm, *[0] * samples][:samples])
+
+
+def test_shrinking_averages_areas():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+
+    blocks = pixels.reshape(3, 4, 5, 4, 3).mean(axis=(1, 3))
+
+    assert np.abs(fit_image(pixels, 3, 5) - blocks).max() <= 0.5
+
+
+def test_enlarging_is_bilinear_between_pixel_centres():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    rows, columns = np.meshgrid((np.arange(10) + 0.5) / 2 - 0.5, (np.arange(21) + 0.5) / 3 - 0.5, indexing="ij")
+
+    expected = [
+        scipy.ndimage.map_coordinates(pixels[:, :, k].astype(float), [rows, columns], order=1, mode="nearest")
+        for k in range(3)
+    ]
+
+    assert np.abs(fit_image(pixels, 10, 21) - np.stack(expected, axis=2)).max() <= 1
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_any_size_fits_any_size(height, width, new_height, new_width):
+    fitted = fit_image(np.full((height, width, 3), 77, np.uint8), new_height, new_width)
+
+    assert (fitted.dtype, fitted.shape) == (np.uint8, (new_height, new_width, 3))
+    assert (fitted == 77).all()
+
+
+def test_files_load_with_the_shape_and_type_of_the_engine_tensors(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 50), 9, np.uint8))
+    soundfile.write(tmp_path / "a.wav", np.stack([chirp(8000)] * 2, axis=1), 8000)
+
+    image, audio = load_image(tmp_path / "a.png", 16, 24), load_audio(str(tmp_path / "a.wav"), RATE, 20_000)
+
+    assert (image.dtype, image.shape) == (np.uint8, (16, 24, 3))
+    assert (audio.dtype, audio.shape) == (np.float32, (20_000,))
+    assert np.abs(audio[:RATE]).max() > 0.5
+    assert not audio[RATE:].any()
+
+
+def wordpiece(*words: str) -> bytes:
+    vocabulary = {word: number for number, word in enumerate(("[UNK]", *words))}
+    pieces = WordPiece(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    return pieces.to_str().encode()
+
+
+def test_texts_are_cut_and_padded_to_one_length():
+    tokenizer = Tokenizer(wordpiece("a", "b", "[PAD]"), 3)
+
+    ids, mask = tokenizer.encode(["a b a b a", "b", "unheard of"])
+
+    assert (ids.dtype, mask.dtype, tokenizer.vocabulary_size) == (np.int32, np.int32, 4)
+    np.testing.assert_array_equal(ids, [[1, 2, 1], [2, 3, 3], [0, 0, 3]])
+    np.testing.assert_array_equal(mask, [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+
+
+@given(st.lists(st.text(), min_size=1, max_size=3))
+def test_any_text_has_ids_or_is_refused(texts):
+    tokenizer = Tokenizer(wordpiece("a", "[PAD]"), 3)
+
+    ids, mask = tokenizer.encode(texts)
+
+    assert ids.shape == mask.shape == (len(texts), 3)
+
+
+def test_a_text_that_is_not_unicode_is_refused():
+    with pytest.raises(MediaError, match="not valid Unicode"):
+        Tokenizer(wordpiece("[PAD]"), 3).encode(["half a pair: \ud800"])
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [(b"{}", "cannot be read"), (b"\xff", "cannot be read"), (wordpiece("a"), r"has no \[PAD\] token")],
+)
+def test_a_useless_tokenizer_is_refused(document, message):
+    with pytest.raises(BundleError, match=message):
+        Tokenizer(document, 3)
+
+
+def test_each_sensor_becomes_the_tensors_of_its_part(tiny):
+    preprocessor = Preprocessor(Bundle.open(tiny.bundle))
+    values = {"image": tiny.media / "red.png", "audio": tiny.media / "red.wav", "text": "red"}
+
+    tensors = {m: preprocessor.prepare(m, preprocessor.decode(m, value)) for m, value in values.items()}
+
+    found = {name: (array.dtype.name, array.shape) for part in tensors.values() for name, array in part.items()}
+    assert found == {
+        "image": ("uint8", (1, 8, 8, 3)),
+        "audio": ("float32", (1, 160)),
+        "input_ids": ("int32", (1, 4)),
+        "attention_mask": ("int32", (1, 4)),
+    }

@@ -1,0 +1,1 @@
+"""What learns: recipes, data, encoders, fusion and the training loop (torch)."""

@@ -1,0 +1,189 @@
+"""Makes manifests out of public data that installs by name: spoken easy-VQA.
+
+Pictures and questions are those of the easy-vqa package (4,000 + 1,000 pictures; 38,575 + 9,673 questions). Each
+question stands in the manifest as text and as speech. The speech is synthesized: training, validation and test have
+disjoint sets of eSpeak NG voice variants, and `test_flite.jsonl` asks the test questions in the voices of another
+synthesizer where flite is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+from edgefuse.runtime.bundle import write_atomic
+from edgefuse.runtime.errors import MissingExtraError
+from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
+
+MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
+TRAIN_VOICES = 120  # draws of accent, variant, rate and pitch; each speaks every sentence once
+
+ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+# eSpeak NG's own voice variants, split by hand so that no test variant has a near twin in training (steph, steph2).
+TEST_VARIANTS = ("Andrea", "Denis", "Mike", "ed", "f2", "f4", "grandma", "klatt3", "m3", "m7", "paul", "steph")
+VAL_VARIANTS = ("Alicia", "Storm", "benjamin", "f5", "klatt5", "m5", "rob", "steph2", "steph3")
+TRAIN_VARIANTS = (
+    *("Alex", "Andy", "Annie", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Mario", "Michael", "Nguyen"),
+    *("Reed", "Tweaky", "UniRobot", "adam", "anika", "announcer", "antonio", "aunty", "belinda", "boris", "caleb"),
+    *("croak", "david", "edward", "f1", "f3", "gustave", "ian", "iven", "iven3", "john", "kaukovalta", "klatt"),
+    *("klatt2", "klatt4", "klatt6", "linda", "m1", "m2", "m4", "m6", "m8", "marcelo", "max", "michel", "miguel"),
+    *("mike2", "norbert", "pablo", "pedro", "quincy", "robert", "robosoft", "robosoft4", "sandro", "shelby"),
+    *("travis", "victor", "whisper", "whisperf", "zac"),
+)
+VAL_EVERY = 20  # one training picture in 20 is held out for validation
+
+_Job = TypeVar("_Job", bound=tuple[Path, str, object])
+
+
+def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
+    """Write spoken easy-VQA to `out`: images/, sounds/, manifest.jsonl and, with flite, test_flite.jsonl.
+
+    Sounds that are already there are kept, so a second call is quick.
+
+    Args:
+        out: the folder of the corpus.
+        voices: how many training voices are drawn.
+
+    Returns:
+        The manifests' paths and the number of lines and sounds.
+
+    Raises:
+        MissingExtraError: easy-vqa or espeakng-loader is not installed.
+    """
+    try:
+        import easy_vqa as package
+    except ImportError:
+        raise MissingExtraError("this corpus needs easy-vqa: pip install 'edgefuse[demo]'") from None
+    questions = [
+        *_questions("train", package.get_train_image_paths(), *package.get_train_questions()),
+        *_questions("test", package.get_test_image_paths(), *package.get_test_questions()),
+    ]
+    sentences = sorted({question.text for question in questions})
+    for picture in {question.picture for question in questions}:
+        _copy_once(picture, out / _image_name(picture))
+    pools = {
+        "train": draw_voices(TRAIN_VARIANTS, voices, seed=1),
+        "val": draw_voices(VAL_VARIANTS, len(VAL_VARIANTS), seed=2),
+        "test": draw_voices(TEST_VARIANTS, len(TEST_VARIANTS), seed=3),
+    }
+    _render_espeak(out, pools, sentences)
+    counts = {split: len(pool) for split, pool in pools.items()}
+    _write_manifest(out / MANIFEST, questions, sentences, counts)
+    manifests = [out / MANIFEST]
+    if others := flite_voices():
+        _render_flite(out, others, sentences)
+        tests = [replace(question, split="test", pool="flite") for question in questions if question.split == "test"]
+        _write_manifest(out / FLITE_MANIFEST, tests, sentences, {"flite": len(others)})
+        manifests.append(out / FLITE_MANIFEST)
+    sounds = len(sentences) * (sum(counts.values()) + len(others))
+    return {"manifests": [str(path) for path in manifests], "lines": len(questions), "sounds": sounds}
+
+
+@dataclass(frozen=True)
+class _Question:
+    picture: Path
+    text: str
+    answer: str
+    split: str
+    pool: str  # whose voices ask it
+
+
+def draw_voices(variants: Sequence[str], count: int, seed: int) -> list[Voice]:
+    """`count` eSpeak NG voices: every variant in turn, with accent, rate, pitch and intonation drawn from `seed`."""
+    draw = random.Random(seed)
+    return [
+        Voice(
+            name=f"{draw.choice(ACCENTS)}+{variants[index % len(variants)]}",
+            rate=draw.randint(150, 215),
+            pitch=draw.randint(30, 75),
+            range=draw.randint(20, 90),
+        )
+        for index in range(count)
+    ]
+
+
+def answer_type(answer: str) -> str:
+    """What kind of answer it is: yes/no, shape or color."""
+    if answer in ("yes", "no"):
+        return "yes/no"
+    return "shape" if answer in ("circle", "rectangle", "triangle") else "color"
+
+
+def _questions(
+    split: str, pictures: dict[int, str], texts: Sequence[str], answers: Sequence[str], picture_ids: Sequence[int]
+) -> list[_Question]:
+    """The package's parallel lists as rows; one training picture in VAL_EVERY is held out."""
+    rows = []
+    for text, answer, picture_id in zip(texts, answers, picture_ids, strict=True):
+        held_out = split == "train" and picture_id % VAL_EVERY == 0
+        name = "val" if held_out else split
+        rows.append(_Question(Path(pictures[picture_id]), text, answer, name, name))
+    return rows
+
+
+def _image_name(picture: Path) -> str:
+    return f"images/{picture.parts[-3]}_{picture.name}"  # the package has data/<split>/images/<id>.png
+
+
+def _sound_name(pool: str, voice: int, sentence: int) -> str:
+    return f"sounds/{pool}{voice:03d}/{sentence:03d}.wav"
+
+
+def _copy_once(source: Path, target: Path) -> None:
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, source.read_bytes())
+
+
+def _render_espeak(out: Path, pools: dict[str, list[Voice]], sentences: Sequence[str]) -> None:
+    jobs = [
+        (out / _sound_name(pool, number, index), sentence, voice)
+        for pool, voices in pools.items()
+        for number, voice in enumerate(voices)
+        for index, sentence in enumerate(sentences)
+    ]
+    espeak = Espeak()
+    for path, sentence, voice in track(_missing(jobs), "eSpeak NG speaks", console=Console(stderr=True)):
+        save_speech(path, *espeak.speak(sentence, voice))
+
+
+def _render_flite(out: Path, voices: Sequence[str], sentences: Sequence[str]) -> None:
+    jobs = [
+        (out / _sound_name("flite", number, index), sentence, voice)
+        for number, voice in enumerate(voices)
+        for index, sentence in enumerate(sentences)
+    ]
+    for path, sentence, voice in track(_missing(jobs), "flite speaks", console=Console(stderr=True)):
+        save_speech(path, *flite(sentence, voice))
+
+
+def _missing(jobs: Sequence[_Job]) -> list[_Job]:
+    return [job for job in jobs if not job[0].exists()]
+
+
+def _write_manifest(
+    path: Path, questions: Sequence[_Question], sentences: Sequence[str], voices: dict[str, int]
+) -> None:
+    """One line a question; the voice that asks it is drawn with a fixed seed."""
+    draw = random.Random(0)
+    number = {sentence: index for index, sentence in enumerate(sentences)}
+    lines = []
+    for question in questions:
+        voice = draw.randrange(voices[question.pool])
+        row = {
+            "image": _image_name(question.picture),
+            "audio": _sound_name(question.pool, voice, number[question.text]),
+            "text": question.text,
+            "label": question.answer,
+            "split": question.split,
+            "answer_type": answer_type(question.answer),
+        }
+        lines.append(json.dumps(row))
+    write_atomic(path, ("\n".join(lines) + "\n").encode())

@@ -1,0 +1,179 @@
+"""Manifest to batches: a step takes whole groups of lines, and each distinct picture, sound and text of it only once.
+
+A step's content depends on the seed and the step's number alone, so a run that was killed goes on exactly.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgefuse.runtime.errors import ManifestError, MediaError
+from edgefuse.runtime.manifest import Example
+from edgefuse.runtime.preprocess import Tokenizer, load_audio, load_image
+from edgefuse.train.frontends import SAMPLE_RATE
+from edgefuse.train.model import audio_samples
+from edgefuse.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some lines of a manifest as tensors; a modality that no line has is absent from `inputs` and `index`."""
+
+    inputs: dict[str, Tensor]  # sensor tensors of the distinct sensors: image [U, H, W, 3], audio [U, T], ...
+    index: dict[str, Tensor]  # modality -> for each line, its row in `inputs` (0 where missing) [B]
+    presence: Tensor  # [B, M] float
+    labels: Tensor  # [B] class numbers
+    same_text: Tensor  # for each distinct sound, the row of the text it goes with, -1 where there is none [U_audio]
+
+
+class Loader:
+    """Decodes the sensors of manifest lines to the tensors a recipe's model takes."""
+
+    def __init__(self, recipe: Recipe, labels: Sequence[str], tokenizer: Tokenizer | None) -> None:
+        self._recipe = recipe
+        self._number = {label: i for i, label in enumerate(labels)}
+        self._tokenizer = tokenizer
+        self._known_texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
+
+    def batch(self, examples: Sequence[Example], sounds: Sequence[str | None], present: Sequence[set[str]]) -> Batch:
+        """One batch.
+
+        Args:
+            examples: the lines.
+            sounds: the sound that each line hears (its own, or one that speaks the same text).
+            present: the sensors that each line shows.
+
+        Raises:
+            ManifestError: a file cannot be decoded; the message starts with the line.
+        """
+        inputs: dict[str, Tensor] = {}
+        index: dict[str, Tensor] = {}
+        row_of: dict[str, dict[Hashable, int]] = {}
+        values = {"image": [e.image for e in examples], "audio": sounds, "text": [e.text for e in examples]}
+        for modality in self._recipe.modalities:
+            shown = [v if modality in p else None for v, p in zip(values[modality], present, strict=True)]
+            rows: dict[Hashable, int] = {}
+            owner: list[Example] = []
+            for value, example in zip(shown, examples, strict=True):
+                if value is not None and value not in rows:
+                    rows[value] = len(rows)
+                    owner.append(example)
+            if rows:
+                row_of[modality] = rows
+                inputs.update(self._load(modality, [str(value) for value in rows], owner))
+                index[modality] = torch.tensor([rows.get(value, 0) for value in shown])
+        presence = [[float(m in p) for m in self._recipe.modalities] for p in present]
+        return Batch(
+            inputs=inputs,
+            index=index,
+            presence=torch.tensor(presence),
+            labels=torch.tensor([self._number[str(example.label)] for example in examples]),
+            same_text=_same_text(examples, sounds, row_of),
+        )
+
+    def _load(self, modality: str, values: Sequence[str], owner: Sequence[Example]) -> dict[str, Tensor]:
+        recipe = self._recipe
+        if modality == "text":
+            ids, mask = zip(*(self._encode(text) for text in values), strict=True)
+            return {
+                "input_ids": torch.from_numpy(np.concatenate(ids)),  # [U, L]
+                "attention_mask": torch.from_numpy(np.concatenate(mask)),  # [U, L]
+            }
+        if modality == "image":
+            assert recipe.image is not None
+            height, width = recipe.image.height, recipe.image.width
+            pictures = [_of_line(e, load_image, v, height, width) for v, e in zip(values, owner, strict=True)]
+            return {"image": torch.from_numpy(np.stack(pictures))}  # [U, H, W, 3]
+        samples = audio_samples(recipe)
+        pcm = [_of_line(e, load_audio, v, SAMPLE_RATE, samples) for v, e in zip(values, owner, strict=True)]
+        return {"audio": torch.from_numpy(np.stack(pcm))}  # [U, T]
+
+    def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        if text not in self._known_texts:
+            assert self._tokenizer is not None
+            self._known_texts[text] = self._tokenizer.encode([text])
+        return self._known_texts[text]
+
+
+class TrainingSteps(Dataset[Batch]):
+    """Step number -> batch; made for a DataLoader with batch_size=None and a range of steps as its sampler."""
+
+    def __init__(self, recipe: Recipe, examples: Sequence[Example], loader: Loader) -> None:
+        self._recipe = recipe
+        self._loader = loader
+        groups: dict[Hashable, list[Example]] = defaultdict(list)
+        for number, example in enumerate(examples):
+            key = getattr(example, recipe.data.group_by) if recipe.data.group_by else None
+            groups[number if key is None else key].append(example)
+        self._groups = list(groups.values())
+        self._sounds_of: dict[str, list[str]] = defaultdict(list)  # text -> every sound that speaks it
+        for example in examples:
+            if example.text and example.audio:
+                self._sounds_of[example.text].append(example.audio)
+        self.steps_per_epoch = max(1, len(self._groups) // recipe.data.groups_per_step)
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self._recipe.train.epochs
+
+    def __getitem__(self, step: int) -> Batch:
+        data, seed = self._recipe.data, self._recipe.train.seed
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = random.Random(f"{seed} epoch {epoch}").sample(range(len(self._groups)), len(self._groups))
+        chosen = order[within * data.groups_per_step : (within + 1) * data.groups_per_step]
+        examples = [example for group in chosen for example in self._groups[group]]
+        draw = random.Random(f"{seed} step {step}")
+        sounds = self._draw_sounds(draw, examples)
+        present = [self._draw_subset(draw, e, sound) for e, sound in zip(examples, sounds, strict=True)]
+        batch = self._loader.batch(examples, sounds, present)
+        if data.flip and "image" in batch.inputs:
+            mirrored = torch.tensor([draw.random() < 0.5 for _ in batch.inputs["image"]])[:, None, None, None]
+            image = batch.inputs["image"]
+            batch.inputs["image"] = torch.where(mirrored, image.flip(2), image)
+        return batch
+
+    def _draw_sounds(self, draw: random.Random, examples: Sequence[Example]) -> list[str | None]:
+        """The sound each line can hear: its own, or the one that this step draws for its text, if any."""
+        count = self._recipe.data.sounds_per_step
+        if not count:
+            return [example.audio for example in examples]
+        texts = sorted({example.text for example in examples if example.text in self._sounds_of})
+        drawn = {text: draw.choice(self._sounds_of[text]) for text in draw.sample(texts, min(count, len(texts)))}
+        return [example.audio and drawn.get(example.text or "") for example in examples]
+
+    def _draw_subset(self, draw: random.Random, example: Example, sound: str | None) -> set[str]:
+        """Which sensors the line shows: modality dropout as a weighted choice of subsets."""
+        have = {s for s in example.sensors if s in self._recipe.modalities and not (s == "audio" and sound is None)}
+        choices = [(set(name.split("+")), weight) for name, weight in self._recipe.data.subsets.items()]
+        possible = [(subset, weight) for subset, weight in choices if subset <= have]
+        if not possible:
+            return have
+        subsets, weights = zip(*possible, strict=True)
+        return set(draw.choices(subsets, weights)[0])
+
+
+def _of_line(example: Example, load: Callable[..., NDArray], *arguments: object) -> NDArray:
+    """Call `load`, and name the manifest line where it fails."""
+    try:
+        return load(*arguments)
+    except MediaError as error:
+        raise ManifestError(f"{example.where}: {error}") from None
+
+
+def _same_text(
+    examples: Sequence[Example], sounds: Sequence[str | None], row_of: dict[str, dict[Hashable, int]]
+) -> Tensor:
+    sound_rows, text_rows = row_of.get("audio", {}), row_of.get("text", {})
+    same = torch.full((len(sound_rows),), -1)
+    for example, sound in zip(examples, sounds, strict=True):
+        if sound in sound_rows and example.text in text_rows:
+            same[sound_rows[sound]] = text_rows[example.text]
+    return same

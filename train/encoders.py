@@ -1,0 +1,182 @@
+"""The encoders: MobileNet, a small Conformer and DistilBERT, each a row of a table; tensors in, tokens [B, N, D] out."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchaudio.models.conformer import ConformerLayer
+from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+from transformers import AutoModel, DistilBertConfig, DistilBertModel
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.train.augment import SpeechAugment
+from edgefuse.train.frontends import MELS, LogMel, PixelNorm
+from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
+
+IMAGE_ENCODERS = {  # torchvision's constructor, and the channels of its last feature map
+    "mobilenet_v3_small": (mobilenet_v3_small, 576),
+    "mobilenet_v3_large": (mobilenet_v3_large, 960),
+    "mobilenet_v2": (mobilenet_v2, 1280),
+}
+AUDIO_ENCODERS = {
+    "conformer_nano": {"layers": 2, "dim": 96, "heads": 4, "ffn_dim": 384, "kernel": 15},
+    "conformer_small": {"layers": 4, "dim": 144, "heads": 4, "ffn_dim": 576, "kernel": 15},
+    "conformer_base": {"layers": 8, "dim": 256, "heads": 4, "ffn_dim": 1024, "kernel": 31},
+}
+TEXT_ENCODERS = {
+    "distilbert_nano": {"n_layers": 2, "dim": 128, "n_heads": 2, "hidden_dim": 512},
+    "distilbert_small": {"n_layers": 4, "dim": 256, "n_heads": 4, "hidden_dim": 1024},
+    "distilbert_base": {"n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072},
+}
+BATCH_NORM_MOMENTUM = 0.1  # MobileNetV3's own 0.01 is for millions of steps; running means lag behind in a short run
+MASKED_SCORE = -1e4  # added to the score of padding; float32's minimum would become -inf in FP16
+
+
+class ImageEncoder(nn.Module):
+    """uint8 RGB [B, H, W, 3] to tokens [B, N, D]: one pooled, or one per cell of the last feature map."""
+
+    def __init__(self, settings: ImageSettings) -> None:
+        super().__init__()
+        build, self.dim = _row("image.encoder", settings.encoder, IMAGE_ENCODERS)
+        weights = "IMAGENET1K_V1" if settings.weights == "imagenet" else None
+        self.frontend = PixelNorm()
+        self.features = build(weights=weights).features
+        for module in self.features.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = BATCH_NORM_MOMENTUM
+        self.pooled = settings.tokens == "pooled"
+        cells = math.ceil(settings.height / 32) * math.ceil(settings.width / 32)
+        self.count = 1 if self.pooled else cells
+        if settings.weights and settings.weights != "imagenet":
+            _load_weights(self, "image.weights", settings.weights)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Tokens of a batch of pictures."""
+        cells = self.features(self.frontend(image)).flatten(2)  # [B, D, h * w]
+        return cells.mean(dim=2)[:, None] if self.pooled else cells.transpose(1, 2)  # [B, N, D]
+
+
+class AudioEncoder(nn.Module):
+    """PCM [B, T] at 16 kHz to tokens [B, N, D]: one pooled by attention, or one per frame of 40 ms.
+
+    Log-mel, a convolution stem that keeps every fourth frame, and Conformer layers (Gulati 2020).
+    """
+
+    def __init__(self, settings: AudioSettings, samples: int) -> None:
+        super().__init__()
+        size = _row("audio.encoder", settings.encoder, AUDIO_ENCODERS)
+        self.dim = size["dim"]
+        self.frontend = LogMel()
+        self.augment = SpeechAugment()
+        self.stem = ConvStem(self.dim)
+        self.layers = nn.ModuleList(
+            ConformerLayer(self.dim, size["ffn_dim"], size["heads"], size["kernel"], dropout=0.1)
+            for _ in range(size["layers"])
+        )
+        self.pool = AttentionPool(self.dim) if settings.tokens == "pooled" else nn.Identity()
+        self.eval()
+        with torch.no_grad():
+            self.count = self(torch.zeros(1, samples)).shape[1]
+        self.train()
+        if settings.weights:
+            _load_weights(self, "audio.weights", settings.weights)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Tokens of a batch of sounds."""
+        frames = self.stem(self.augment(self.frontend(audio)))  # [B, F / 4, D]
+        frames = frames.transpose(0, 1)  # [F / 4, B, D], as ConformerLayer takes it
+        for layer in self.layers:
+            frames = layer(frames, None)
+        return self.pool(frames.transpose(0, 1))  # [B, N, D]
+
+
+class ConvStem(nn.Module):
+    """Log-mel frames [B, F, MELS] to [B, F / 4, D]: two strided convolutions over time, bands as channels.
+
+    Half the arithmetic of the usual two-dimensional stem, and two GEMM-like kernels on the device.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv1d(MELS, dim, 5, stride=2, padding=2), nn.ReLU(), nn.Conv1d(dim, dim, 5, stride=2, padding=2), nn.ReLU()
+        )
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """A quarter of the frames."""
+        return self.project(self.convolutions(frames.transpose(1, 2)).transpose(1, 2))  # [B, F / 4, D]
+
+
+class AttentionPool(nn.Module):
+    """Frames [B, F, D] to one token [B, 1, D]: each channel is averaged with its own softmax over the frames."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, dim)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Weighted mean over the frames."""
+        weight = self.score(frames).softmax(dim=1)  # [B, F, D]
+        return (weight * frames).sum(dim=1, keepdim=True)  # [B, 1, D]
+
+
+class TextEncoder(nn.Module):
+    """int32 ids and mask [B, L] to tokens [B, N, D]: their masked mean, or one per WordPiece (zero where padded)."""
+
+    def __init__(self, settings: TextSettings, vocabulary: int) -> None:
+        super().__init__()
+        self.bert = _bert(settings, vocabulary)
+        self.dim = self.bert.config.hidden_size
+        self.pooled = settings.tokens == "pooled"
+        self.count = 1 if self.pooled else settings.max_tokens
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Tokens of a batch of texts."""
+        real = attention_mask.bool()
+        bias = torch.where(real, 0.0, MASKED_SCORE)[:, None, None, :]  # [B, 1, 1, L], added to the scores
+        bias = bias.expand(-1, 1, input_ids.shape[1], -1)  # [B, 1, L, L]
+        hidden = self.bert(input_ids=input_ids, attention_mask=bias).last_hidden_state  # [B, L, D]
+        kept = hidden * real[:, :, None]
+        if not self.pooled:
+            return kept
+        return kept.sum(dim=1, keepdim=True) / (real.sum(dim=1)[:, None, None] + 1e-6)  # [B, 1, D]
+
+
+def _bert(settings: TextSettings, vocabulary: int) -> nn.Module:
+    """A new DistilBERT by table, or pretrained weights by hub name or folder."""
+    if settings.encoder in TEXT_ENCODERS:
+        size: dict[str, Any] = TEXT_ENCODERS[settings.encoder]
+        config = DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=settings.max_tokens, **size)
+        return DistilBertModel(config)
+    try:
+        return AutoModel.from_pretrained(settings.encoder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        rows = ", ".join(TEXT_ENCODERS)
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"text.encoder {settings.encoder!r} is no row of the table ({rows}) and could not be loaded from the hub "
+            f"or as a folder: {reason}"
+        ) from None
+
+
+def _row(key: str, name: str, table: dict[str, Any]) -> Any:
+    if name not in table:
+        raise RecipeError(f"{key} {name!r} is unknown; choose one of {', '.join(table)}")
+    return table[name]
+
+
+def _load_weights(module: nn.Module, key: str, path: str) -> None:
+    """Load a local safetensors file into `module`, all names matching."""
+    if not Path(path).is_file():
+        raise RecipeError(f"{key} {path!r} does not exist; give a .safetensors file saved from the same encoder")
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:  # safetensors raises its own error, torch RuntimeError
+        reason = str(error).splitlines()[0]
+        raise RecipeError(f"{key} {path!r} does not fit this encoder: {reason}") from None

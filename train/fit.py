@@ -1,0 +1,238 @@
+"""The loop: optimise, validate, checkpoint, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from edgefuse.runtime.bundle import write_atomic
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.manifest import Example
+from edgefuse.train.data import Batch, Loader, TrainingSteps
+from edgefuse.train.losses import accuracy, alignment_loss, task_loss
+from edgefuse.train.model import FusedModel
+from edgefuse.train.recipe import Recipe, TrainSettings
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+VALIDATION_BATCH = 512  # lines
+
+
+def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
+    """Linear warm-up to the peak, then half a cosine to zero (Loshchilov & Hutter 2017); a function of the step only."""
+    peak = max(1, round(settings.warmup * total))
+    if step < peak:
+        return settings.learning_rate * (step + 1) / peak
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - peak) / max(1, total - peak)))
+
+
+def batch_logits(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits [B, C] of a batch, and the projected tokens [U, N, D] of its distinct sensors.
+
+    Each distinct sensor is encoded once and gathered for the lines that share it.
+    """
+    distinct: dict[str, Tensor] = {}
+    gathered: dict[str, Tensor] = {}
+    for m in model.modalities:
+        if m in batch.index:
+            distinct[m] = model.head.project_tokens(m, model.encode(m, batch.inputs))
+            gathered[m] = distinct[m][batch.index[m]]  # [B, N, D]
+        else:
+            width = model.head.placeholder[m].shape[0]
+            gathered[m] = torch.zeros(len(batch.labels), model.encoders[m].count, width)
+    return model.head.fuse(gathered, batch.presence)[0], distinct
+
+
+def batch_loss(model: FusedModel, batch: Batch, settings: TrainSettings) -> tuple[Tensor, dict[str, float]]:
+    """The loss of one step, and its terms for the log."""
+    logits, distinct = batch_logits(model, batch)
+    loss = task_loss(logits, batch.labels, settings.label_smoothing)
+    terms = {"task": float(loss.detach()), "accuracy": accuracy(logits, batch.labels)}
+    paired = batch.same_text >= 0
+    if settings.alignment and paired.any():
+        sounds, texts = distinct["audio"].mean(dim=1)[paired], distinct["text"].mean(dim=1)  # [A, D], [B, D]
+        aligned = alignment_loss(sounds, texts.detach(), batch.same_text[paired])
+        terms["alignment"] = float(aligned.detach())
+        loss = loss + settings.alignment * aligned
+    return loss, terms
+
+
+def validate(model: FusedModel, loader: Loader, examples: Sequence[Example], subsets: Sequence[str]) -> dict[str, float]:
+    """Accuracy on `examples` for each subset of sensors, 0..1."""
+    model.eval()
+    correct = dict.fromkeys(subsets, 0.0)
+    with torch.no_grad():
+        for start in range(0, len(examples), VALIDATION_BATCH):
+            part = examples[start : start + VALIDATION_BATCH]
+            present = [set(e.sensors) & set(model.modalities) for e in part]
+            batch = loader.batch(part, [e.audio for e in part], present)
+            distinct = {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
+            gathered = {m: distinct[m][batch.index[m]] for m in model.modalities}
+            for name in subsets:
+                kept = torch.tensor([float(m in name.split("+")) for m in model.modalities])
+                logits, _ = model.head.fuse(gathered, batch.presence * kept)
+                correct[name] += accuracy(logits, batch.labels) * len(part)
+    model.train()
+    return {name: value / len(examples) for name, value in correct.items()}
+
+
+class Checkpoint:
+    """The state of a run in one safetensors file: weights, optimizer, and the number of steps done."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / CHECKPOINT_FILE
+
+    def save(self, model: FusedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Write it, whole or not at all."""
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        for number, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        write_atomic(self.path, save(contiguous, metadata={"step": str(step)}))
+
+    def restore(self, model: FusedModel, optimizer: torch.optim.Optimizer) -> int:
+        """Load it where there is one; returns the number of steps done.
+
+        Raises:
+            RecipeError: the file is damaged or belongs to another model.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            data = self.path.read_bytes()
+            tensors = load(data)
+            step = int(_safetensors_metadata(data)["step"])
+            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith("optimizer."):
+                    _, number, key = name.split(".", 2)
+                    state.setdefault(int(number), {})[key] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        except Exception as error:  # safetensors raises its own error, torch RuntimeError
+            reason = str(error).splitlines()[0]
+            raise RecipeError(f"{self.path} cannot be resumed ({reason}); delete it to start the run again") from None
+        return step
+
+
+def fit(
+    model: FusedModel,
+    steps: TrainingSteps,
+    loader: Loader,
+    validation: Sequence[Example],
+    subsets: Sequence[str],
+    recipe: Recipe,
+    folder: Path,
+) -> dict[str, float]:
+    """Train to the end of the schedule, from the checkpoint in `folder` where there is one.
+
+    Ctrl-C writes a checkpoint before it ends the run, so the same command goes on.
+
+    Returns:
+        Validation accuracy per subset after the last step.
+    """
+    settings = recipe.train
+    optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=settings.learning_rate)
+    checkpoint = Checkpoint(folder)
+    step = checkpoint.restore(model, optimizer)
+    total, per_epoch = len(steps), steps.steps_per_epoch
+    scores: dict[str, float] = {}
+    saved_at = time.monotonic()
+    model.train()
+    with closing(SummaryWriter(str(folder / "tensorboard"), purge_step=step)) as board, _progress() as progress:
+        task = progress.add_task("training", total=total, completed=step, note="")
+        try:
+            for batch in _batches(steps, range(step, total), recipe.data.workers):
+                terms = _optimise(model, optimizer, batch, settings, step, total)
+                step += 1
+                for name, value in terms.items():
+                    board.add_scalar(f"train/{name}", value, step)
+                progress.update(task, completed=step, note=f"loss {terms['task']:.3f} acc {terms['accuracy']:.3f}")
+                if step % (per_epoch * settings.validate_every) == 0 or step == total:
+                    scores = validate(model, loader, validation, subsets)
+                    _log_validation(progress, board, step, step / per_epoch, scores)
+                if time.monotonic() - saved_at >= settings.checkpoint_every_s:
+                    checkpoint.save(model, optimizer, step)
+                    saved_at = time.monotonic()
+        except KeyboardInterrupt:
+            checkpoint.save(model, optimizer, step)
+            raise
+    checkpoint.save(model, optimizer, step)
+    return scores or validate(model, loader, validation, subsets)
+
+
+def _optimise(
+    model: FusedModel,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    settings: TrainSettings,
+    step: int,
+    total: int,
+) -> dict[str, float]:
+    """One step; dropout and augmentation draw from a generator seeded by the step, so that resuming is exact."""
+    torch.manual_seed(settings.seed * 1_000_003 + step)
+    for group in optimizer.param_groups:
+        group["lr"] = group["rate"] * learning_rate(step, total, settings)
+    loss, terms = batch_loss(model, batch, settings)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+    optimizer.step()
+    return terms
+
+
+def _parameter_groups(model: FusedModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """Every encoder at its own rate; weight decay on matrices and kernels only, not on biases, norms, placeholders."""
+    rates = [(model.encoders[m], getattr(recipe, m).rate) for m in model.modalities] + [(model.head, 1.0)]
+    groups = []
+    for module, rate in rates:
+        decayed = [p for p in module.parameters() if p.ndim > 1]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups.append({"params": decayed, "weight_decay": recipe.train.weight_decay, "rate": rate})
+        groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
+    return groups
+
+
+def _batches(steps: TrainingSteps, numbers: range, workers: int) -> Iterator[Batch]:
+    yield from DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers)  # type: ignore[arg-type]
+
+
+def _progress() -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _log_validation(
+    progress: Progress, board: SummaryWriter, step: int, epoch: float, scores: dict[str, float]
+) -> None:
+    for name, value in scores.items():
+        board.add_scalar(f"val/{name}", value, step)
+    progress.console.print(
+        f"epoch {epoch:g}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False
+    )
+
+
+def _safetensors_metadata(data: bytes) -> dict[str, str]:
+    """The string metadata in a safetensors header (8 bytes of length, then JSON)."""
+    length = int.from_bytes(data[:8], "little")
+    header: dict[str, Any] = json.loads(data[8 : 8 + length])
+    return dict(header["__metadata__"])

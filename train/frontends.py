@@ -1,0 +1,67 @@
+"""Sensor units to features, as layers of the graph: pixels to normalised planes, PCM to log-mel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchaudio.functional import melscale_fbanks
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's weights expect
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 400  # samples, 25 ms
+HOP = 160  # samples, 10 ms
+MELS = 80  # bands from 0 to 8 kHz
+POWER_FLOOR = 1e-6  # added before the log; the power of a full-scale sine is about 1e4 here
+SILENCE = -10.0  # mean log power over the bands; a frame below it carries no speech (digital zero is -13.8)
+
+
+class PixelNorm(nn.Module):
+    """uint8 RGB [B, H, W, 3] in 0..255 to float32 [B, 3, H, W], normalised as ImageNet weights expect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", 1 / (255 * torch.tensor(IMAGENET_STD)).view(1, 3, 1, 1), persistent=False)
+        shift = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
+        self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Cast first: TensorRT takes uint8 only as a graph input, and refuses to transpose it."""
+        planes = image.float().permute(0, 3, 1, 2)  # [B, 3, H, W]
+        return planes * self.scale + self.shift
+
+
+class LogMel(nn.Module):
+    """PCM [B, T] in [-1, 1] at 16 kHz to log-mel frames [B, F, MELS], each band's mean over the speech removed.
+
+    A strided Conv1d with a Hann-windowed DFT basis, since neither STFT nor DFT nodes parse in TensorRT. The mel bands
+    are torchaudio's (Slaney scale and norm). Subtracting each band's mean over the sounding frames (cepstral mean
+    normalisation, Atal 1974) cancels the loudness and the frequency response of a microphone or a room.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("basis", dft_basis(WINDOW), persistent=False)  # [2 * bins, 1, WINDOW]
+        bins = WINDOW // 2 + 1
+        bands = melscale_fbanks(bins, 0.0, SAMPLE_RATE / 2, MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
+        self.register_buffer("bands", bands * 100, persistent=False)  # [bins, MELS]; Slaney's norm is about 1/100 Hz
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Log power per band and frame, minus the band's mean over the frames that sound."""
+        spectrum = F.conv1d(audio[:, None], self.basis, stride=HOP)  # [B, 2 * bins, F]
+        real, imaginary = spectrum.chunk(2, dim=1)
+        power = (real * real + imaginary * imaginary).transpose(1, 2)  # [B, F, bins]
+        mel = torch.log(power @ self.bands + POWER_FLOOR)  # [B, F, MELS]
+        sounds = (mel.mean(dim=2, keepdim=True) > SILENCE).to(mel.dtype)  # [B, F, 1]
+        mean = (mel * sounds).sum(dim=1, keepdim=True) / (sounds.sum(dim=1, keepdim=True) + 1e-3)  # [B, 1, MELS]
+        return (mel - mean) * sounds
+
+
+def dft_basis(window: int) -> Tensor:
+    """Rows cos and -sin of the DFT of size `window`, times a periodic Hann window: [2 * (window // 2 + 1), 1, window]."""
+    time = torch.arange(window, dtype=torch.float64)
+    angle = 2 * torch.pi * torch.outer(torch.arange(window // 2 + 1, dtype=torch.float64), time) / window
+    hann = torch.hann_window(window, periodic=True, dtype=torch.float64)
+    return (torch.cat([angle.cos(), -angle.sin()]) * hann)[:, None].float()

@@ -1,0 +1,113 @@
+"""The fusions: each takes the projected tokens of every modality and says what each of them weighed.
+
+One signature: tokens, a list of M tensors [B, N_m, D], and presence [B, M] -> fused [B, D], weights [B, M] that are 0
+where a modality is missing and sum to 1 over those present.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MASKED_SCORE = -1e4  # the softmax score of a missing modality; finite, so that FP16 never sees -inf
+
+
+class Concat(nn.Module):
+    """One linear layer over the concatenated means; the weights are the norm shares of what each modality adds."""
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(modalities * dim, dim)
+        self.modalities = modalities
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer is applied block by block (a sum of M products equals one product of the concatenation)."""
+        blocks = self.mix.weight.chunk(self.modalities, dim=1)
+        added = [F.linear(token.mean(dim=1), block) for token, block in zip(tokens, blocks, strict=True)]  # M x [B, D]
+        return torch.stack(added).sum(dim=0) + self.mix.bias, _norm_shares(added, presence)
+
+
+class Sum(nn.Module):
+    """The sum of the means; the weights are their norm shares."""
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Add what is there, placeholders included."""
+        added = [token.mean(dim=1) for token in tokens]  # M x [B, D]
+        return torch.stack(added).sum(dim=0), _norm_shares(added, presence)
+
+
+class Weighted(nn.Module):
+    """A weighted sum of the means with one learned weight per modality, renormalised over those present."""
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Parameter(torch.zeros(modalities))
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of the learned scores over the modalities that are present."""
+        return _blend(tokens, self.score.expand_as(presence), presence)
+
+
+class Gated(nn.Module):
+    """Gated multimodal unit (Arevalo 2017): what is heard and seen decides what each modality weighs."""
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.transform = nn.ModuleList(nn.Linear(dim, dim) for _ in range(modalities))
+        self.gate = nn.Linear(modalities * dim, modalities)
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of the gate's scores over the modalities that are present, times the transformed means."""
+        means = [token.mean(dim=1) for token in tokens]  # M x [B, D]
+        score = self.gate(torch.cat(means, dim=1))  # [B, M]
+        transformed = [torch.tanh(f(mean))[:, None] for f, mean in zip(self.transform, means, strict=True)]
+        return _blend(transformed, score, presence)
+
+
+class Attention(nn.Module):
+    """One transformer layer over all tokens of all modalities, then a learned query that reads the answer.
+
+    The weights are the shares of the query's attention, so they say which sensor the answer was read from.
+    """
+
+    HEADS = 4
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.kind = nn.Parameter(torch.randn(modalities, dim) * 0.02)  # tells the modalities' tokens apart
+        self.mix = nn.TransformerEncoderLayer(dim, self.HEADS, 2 * dim, dropout=0.0, batch_first=True, norm_first=True)
+        self.query = nn.Parameter(torch.randn(dim) * 0.02)
+        self.key, self.value, self.norm = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.LayerNorm(dim)
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Missing modalities take part through their placeholders, but the answer is not read from them."""
+        counts = [token.shape[1] for token in tokens]
+        named = [token + kind for token, kind in zip(tokens, self.kind, strict=True)]
+        mixed = self.norm(self.mix(torch.cat(named, dim=1)))  # [B, N, D]
+        score = self.key(mixed) @ self.query / mixed.shape[-1] ** 0.5  # [B, N]
+        there = torch.cat([presence[:, i : i + 1].expand(-1, n) for i, n in enumerate(counts)], dim=1)  # [B, N]
+        share = torch.where(there > 0.5, score, MASKED_SCORE).softmax(dim=1)  # [B, N]
+        fused = (share[:, :, None] * self.value(mixed)).sum(dim=1)  # [B, D]
+        weights = torch.stack([part.sum(dim=1) for part in share.split(counts, dim=1)], dim=1)  # [B, M]
+        return fused, weights * (presence > 0.5)
+
+
+FUSIONS = {"concat": Concat, "sum": Sum, "weighted": Weighted, "gated": Gated, "attention": Attention}
+
+
+def _blend(tokens: list[Tensor], score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of `score` [B, M] over the present modalities, applied to the tokens' means."""
+    present = presence > 0.5
+    weights = torch.where(present, score, MASKED_SCORE).softmax(dim=1) * present  # [B, M]
+    means = torch.stack([token.mean(dim=1) for token in tokens], dim=1)  # [B, M, D]
+    return (weights[:, :, None] * means).sum(dim=1), weights
+
+
+def _norm_shares(added: list[Tensor], presence: Tensor) -> Tensor:
+    """Each present modality's share of the summed L2 norms, [B, M]."""
+    norms = torch.stack([x.square().mean(dim=1).sqrt() for x in added], dim=1) * (presence > 0.5)  # [B, M]
+    return norms / (norms.sum(dim=1, keepdim=True) + 1e-6)

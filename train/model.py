@@ -1,0 +1,92 @@
+"""The fused model: one encoder per modality and a head; both are what export.py writes as parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from edgefuse.runtime.bundle import SENSOR_TENSORS
+from edgefuse.train.encoders import AudioEncoder, ImageEncoder, TextEncoder
+from edgefuse.train.frontends import SAMPLE_RATE
+from edgefuse.train.fusion import FUSIONS
+from edgefuse.train.recipe import FusionSettings, Recipe
+
+
+def audio_samples(recipe: Recipe) -> int:
+    """Length of the `audio` tensor in samples."""
+    assert recipe.audio is not None
+    return round(recipe.audio.seconds * SAMPLE_RATE)
+
+
+class Head(nn.Module):
+    """Tokens of each modality and presence [B, M] to logits [B, C] and weights [B, M].
+
+    A missing modality (presence 0) is replaced by a learned placeholder, whatever its tokens hold.
+    """
+
+    def __init__(self, dims: Mapping[str, int], labels: int, settings: FusionSettings) -> None:
+        super().__init__()
+        self.project = nn.ModuleDict(
+            {m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, settings.dim)) for m, dim in dims.items()}
+        )
+        self.placeholder = nn.ParameterDict({m: nn.Parameter(torch.zeros(settings.dim)) for m in dims})
+        self.fusion = FUSIONS[settings.kind](len(dims), settings.dim)
+        self.classify = nn.Sequential(
+            nn.LayerNorm(settings.dim),
+            nn.Linear(settings.dim, settings.hidden),
+            nn.GELU(),
+            nn.Dropout(settings.dropout),
+            nn.Linear(settings.hidden, settings.hidden),
+            nn.GELU(),
+            nn.Linear(settings.hidden, labels),
+        )
+
+    def project_tokens(self, modality: str, tokens: Tensor) -> Tensor:
+        """Tokens [B, N, D_m] in the space where modalities meet, [B, N, D]."""
+        return self.project[modality](tokens)
+
+    def forward(self, tokens: Mapping[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse tokens {modality: [B, N, D_m]}; `tokens` has every modality, in the order of `presence`."""
+        projected = {m: self.project_tokens(m, x) for m, x in tokens.items()}
+        return self.fuse(projected, presence)
+
+    def fuse(self, projected: Mapping[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse projected tokens {modality: [B, N, D]}."""
+        there = presence > 0.5  # [B, M]
+        filled = [
+            torch.where(there[:, i, None, None], x, self.placeholder[m]) for i, (m, x) in enumerate(projected.items())
+        ]
+        fused, weights = self.fusion(filled, presence)
+        return self.classify(fused), weights
+
+
+class FusedModel(nn.Module):
+    """Encoders and head of a recipe."""
+
+    def __init__(self, recipe: Recipe, labels: int, vocabulary: int) -> None:
+        """`labels` is the number of classes, `vocabulary` the number of WordPiece ids (0 without text)."""
+        super().__init__()
+        encoders: dict[str, nn.Module] = {}
+        if recipe.image:
+            encoders["image"] = ImageEncoder(recipe.image)
+        if recipe.audio:
+            encoders["audio"] = AudioEncoder(recipe.audio, audio_samples(recipe))
+        if recipe.text:
+            encoders["text"] = TextEncoder(recipe.text, vocabulary)
+        self.encoders = nn.ModuleDict(encoders)
+        self.head = Head({m: encoder.dim for m, encoder in encoders.items()}, labels, recipe.fusion)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities in the order of the `presence` columns."""
+        return tuple(self.encoders)
+
+    def encode(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Tokens [U, N, D_m] of one modality's sensor tensors."""
+        return self.encoders[modality](*(inputs[name] for name in SENSOR_TENSORS[modality]))
+
+    def forward(self, inputs: Mapping[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """All sensor tensors, batch first, and presence [B, M] to logits [B, C] and weights [B, M]."""
+        return self.head({m: self.encode(m, inputs) for m in self.modalities}, presence)

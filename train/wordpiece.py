@@ -1,0 +1,50 @@
+"""The tokenizer of a run: learned from its training texts, or taken from the hub or a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.preprocess import PAD_TOKEN
+from edgefuse.train.recipe import TextSettings
+
+SPECIAL_TOKENS = (PAD_TOKEN, "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def tokenizer_document(settings: TextSettings, texts: Iterable[str]) -> bytes:
+    """The tokenizer.json of a recipe.
+
+    Raises:
+        RecipeError: the named tokenizer is neither on disk nor on the hub.
+    """
+    if settings.tokenizer == "corpus":
+        return learn_wordpiece(texts, settings.vocabulary).to_str().encode()
+    path = Path(settings.tokenizer)
+    path = path / "tokenizer.json" if path.is_dir() else path
+    try:
+        loaded = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(settings.tokenizer)
+    except Exception as error:  # tokenizers raises bare Exception
+        reason = str(error).splitlines()[0]
+        raise RecipeError(
+            f"text.tokenizer {settings.tokenizer!r} is neither a folder, a tokenizer.json nor on the hub ({reason}); "
+            "'corpus' learns one from the training texts"
+        ) from None
+    return loaded.to_str().encode()
+
+
+def learn_wordpiece(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """A lower-casing BERT WordPiece of at most `vocabulary` pieces, [CLS] and [SEP] round each text."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False, min_frequency=1
+    )
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return tokenizer
