@@ -112,6 +112,11 @@ def _manifest(bundle: Bundle, given: Path | None) -> Path:
     return path
 
 
+def _part_sets(bundle: Bundle) -> list[str]:
+    """The part sets that the bundle has, the reference first."""
+    return [part_set for part_set in PART_SETS if part_set in bundle.info.parts]
+
+
 def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     """What was measured, and how."""
     info = bundle.info
@@ -122,9 +127,9 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
         "part_sets": {
             part_set: {
                 "role": JUDGE if part_set in JUDGES else "speed",
-                "precision": {part: about.precision for part, about in parts.items()},
+                "precision": {part: about.precision for part, about in info.parts[part_set].items()},
             }
-            for part_set, parts in sorted(info.parts.items(), key=lambda item: PART_SETS.index(item[0]))
+            for part_set in _part_sets(bundle)
         },
         "settings": {
             **asdict(effort),
@@ -143,7 +148,7 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
         return partial(progress.advance, progress.add_task(name, total=steps))
 
     environment = describe_environment()  # first: its load is that of the others, not ours
-    sets = [part_set for part_set in PART_SETS if part_set in bundle.info.parts]
+    sets = _part_sets(bundle)
     fast = [part_set for part_set in sets if part_set not in JUDGES]
     pools = pools_by_sensors(examples, bundle.info.modalities)
     fullest = list(pools)[-1]
@@ -165,7 +170,7 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
         **_speed(timings, fullest, fast),
         "memory": memory,
         "cold_start": first,
-        "size": footprint.sizes(bundle),
+        "size": footprint.sizes(bundle, sets),
         "accuracy": accuracy,
         "engines": footprint.engines(bundle),
         "environment": environment,

@@ -43,10 +43,10 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _usable_cores() -> int | None:
+def _usable_cores() -> int:
     """Cores this process may run on: a container or taskset can allow fewer than there are."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count()
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _system() -> str:

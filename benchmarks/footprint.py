@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ MODULE = "edgefuse.benchmarks.footprint"  # run as a script, it measures its own
 Inputs = Mapping[str, str]  # sensor -> path of the picture or sound, or the text itself
 
 
-def sizes(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Bytes on disk of every part set: {part set: {bytes, ratio, parts: {part: bytes}}}; ratio is against fp32."""
+def sizes(bundle: Bundle, part_sets: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Bytes on disk of each part set: {part set: {bytes, ratio, parts: {part: bytes}}}; ratio is against fp32."""
     reference = bundle.size("fp32")
     return {
         part_set: {
             "bytes": bundle.size(part_set),
             "ratio": round(bundle.size(part_set) / reference, 4),
-            "parts": {part: (bundle.folder / info.file).stat().st_size for part, info in parts.items()},
+            "parts": {
+                part: (bundle.folder / info.file).stat().st_size for part, info in bundle.info.parts[part_set].items()
+            },
         }
-        for part_set, parts in bundle.info.part_sets.items()
+        for part_set in part_sets
     }
 
 
@@ -52,7 +54,11 @@ def memory(bundle: Bundle, part_set: str, inputs: Inputs, runs: int, progress: C
 
 def predict_arguments(folder: Path, inputs: Inputs) -> list[str]:
     """The arguments of `edgefuse` that answer these inputs once."""
-    return ["predict", str(folder), *(f"--{sensor}={value}" for sensor, value in inputs.items())]  # a text may begin with -
+    return [
+        "predict",
+        str(folder),
+        *(f"--{sensor}={value}" for sensor, value in inputs.items()),
+    ]  # a text may begin with -
 
 
 def cold_start(bundle: Bundle, inputs: Inputs, runs: int, progress: Callable[[], None]) -> dict[str, Any]:

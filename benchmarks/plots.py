@@ -20,10 +20,12 @@ _DASHES: dict[str, Any] = {"fp32": (0, (5, 2)), "trt": ":", "cpu": "-"}  # told 
 _MARKERS = {"fp32": "o", "trt": "^", "cpu": "s"}
 
 _WIDTH = 5.4  # inches of 72 units: 389 units wide, so that 12-unit type is still read on a screen 400 pixels wide
+_LABEL = 24  # characters of a name that leave room for the drawing
 _TAIL = 3  # times the median: where the drawing of latencies ends at the latest
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {  # matplotlib's type is a dict of every key that it knows
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own typeface
     "svg.hashsalt": "edgefuse",  # the same report gives the same page, byte by byte
+    "text.parse_math": False,  # a name may hold dollar signs
     "font.size": 12,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -48,13 +50,13 @@ def latency_plot(distribution_ms: Mapping[str, Sequence[float]]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(3.6)
         for part_set, percentiles in distribution_ms.items():
-            line = {"color": SERIES[part_set], "linestyle": _DASHES[part_set], "linewidth": 2.2}
-            axes.plot(percentiles[:100], range(100), label=part_set, **line)
+            look: dict[str, Any] = {"linestyle": _DASHES[part_set], "linewidth": 2.2}
+            axes.plot(percentiles[:100], range(100), color=SERIES[part_set], label=part_set, **look)
         # A tail a hundred times the median would leave nothing of the rest to see.
         axes.set_xlim(0, 1.08 * max(min(each[99], _TAIL * each[50]) for each in distribution_ms.values()))
         axes.set_ylim(0, 100)
         axes.set_yticks([0, 25, 50, 75, 90, 99], ["0 %", "25 %", "50 %", "75 %", "90 %", "99 %"])
-        axes.set_xlabel("milliseconds from picture, sound and text to the answer")
+        axes.set_xlabel("milliseconds to the answer")
         _legend(figure)
         return _svg(figure, "latency", "Share of queries answered within a time, per part set")
 
@@ -64,7 +66,7 @@ def stage_plot(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     names = list(next(iter(stages.values())))
     height = 0.8 / len(stages)
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _canvas(1.2 + 0.35 * len(names))
+        figure, axes = _canvas(1.2 + 0.42 * len(names))
         longest = max(summary["total"]["mean_ms"] for summary in stages.values())
         for place, (part_set, summary) in enumerate(stages.items()):
             begin = 0.0
@@ -92,12 +94,12 @@ def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
         figure, axes = _canvas(1.2 + 0.45 * len(names))
         for place, (part_set, results) in enumerate(groups.items()):
             rows = [row + 0.22 * (place - (len(groups) - 1) / 2) for row in range(len(names))]
-            ends = [[100 * results[name]["interval"][end] for name in names] for end in (0, 1)]
-            axes.hlines(rows, *ends, color=SERIES[part_set], linewidth=2)
+            low, high = ([100 * results[name]["interval"][end] for name in names] for end in (0, 1))
+            axes.hlines(rows, low, high, color=SERIES[part_set], linewidth=2)
             middle = [100 * results[name]["accuracy"] for name in names]
-            mark = {"marker": _MARKERS[part_set], "color": SERIES[part_set], "markersize": 6}
-            axes.plot(middle, rows, linestyle="none", label=part_set, **mark)
-        axes.set_yticks(range(len(names)), names)
+            look: dict[str, Any] = {"marker": _MARKERS[part_set], "markersize": 6, "linestyle": "none"}
+            axes.plot(middle, rows, color=SERIES[part_set], label=part_set, **look)
+        axes.set_yticks(range(len(names)), [_short(name) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlabel("accuracy in percent, with 95 % interval")
         _legend(figure)
@@ -107,6 +109,10 @@ def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
 def _canvas(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")  # not pyplot: nothing global is kept
     return figure, figure.subplots()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LABEL else name[: _LABEL - 1] + "…"
 
 
 def _legend(figure: Figure) -> None:

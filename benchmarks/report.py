@@ -47,7 +47,7 @@ def _latency(report: Report) -> str:
     shown = {part_set: report["distribution_ms"][part_set] for part_set in _speed_sets(report)}
     settings = report["settings"]
     note = (
-        f"Share of {settings['queries']} queries answered within a time, after {settings['warmup_queries']} to warm up: "
+        f"Share of {settings['queries']} queries answered in a time ({settings['warmup_queries']} more to warm up), "
         f"one at a time, from {report['sensors']}. The slowest 1 %, and what took over three medians, is not drawn."
     )
     return markup.block("How long an answer takes", markup.figure(plots.latency_plot(shown), note))
@@ -182,11 +182,11 @@ def _engines(report: Report) -> str:
 
 def _engine(row: Mapping[str, Any]) -> list[str]:
     """One engine; what its sidecar does not tell, or a missing sidecar, is a dash."""
-    stale = "" if row.get("built_from_these_parts") else " (of other parts)"
+    doubt = {True: "", False: " (of other parts)", None: " (no sidecar)"}[row.get("built_from_these_parts")]
     sms = ", ".join(str(sm) for sm in row.get("sm", ()))
     version, kernels, seconds = (_text(row.get(key)) for key in ("tensorrt_version", "kernels", "seconds"))
     figures = [byte_count(row["bytes"]), kernels, byte_count(row.get("bytes_touched")), seconds]
-    return [row["target"], row["part"] + stale, version, sms or NOT_KNOWN, *figures, row["latency"]]
+    return [row["target"], row["part"] + doubt, version, sms or NOT_KNOWN, *figures, row["latency"]]
 
 
 def _environment(report: Report) -> str:

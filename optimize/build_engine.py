@@ -119,15 +119,13 @@ def _compile(job: Job, model: bytes, log: Path, part: str, progress: Progress, t
     """Run the compiler's process to its end; returns what it says it built."""
     command = [sys.executable, "-m", "edgefuse.optimize.compiler"]
     environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # a crash then leaves its Python stack in the log
-    with log.open("wb") as stderr:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            start_new_session=True,
-        )
+    pipe = subprocess.PIPE
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True
+        ) as child,
+    ):
         try:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -136,9 +134,8 @@ def _compile(job: Job, model: bytes, log: Path, part: str, progress: Progress, t
                 child.stdin.close()
             answer = _follow(child.stdout, progress, task)
             code = child.wait()
-        finally:  # ctrl-C reaches only this process, since the child has its own session
-            child.kill()
-            child.wait()
+        finally:
+            child.kill()  # ctrl-C reaches only this process, since the child has its own session
     if "built" in answer:
         return dict(answer["built"])
     raise EngineError(f"{part}: {answer['error'] if 'error' in answer else _death(job.target, code)} (log: {log})")

@@ -83,7 +83,9 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     for part, (module, inputs, outputs) in _parts(model).items():
         parts[part] = _to_onnx(module, {name: tensors[name] for name in inputs}, outputs)
         errors[part] = _compare(part, parts[part], tensors, inputs, outputs)
-        console.print(f"exported {part}: {len(parts[part]) / 1e6:.1f} MB, max error {errors[part]:.1e}", highlight=False)
+        console.print(
+            f"exported {part}: {len(parts[part]) / 1e6:.1f} MB, max error {errors[part]:.1e}", highlight=False
+        )
     _check_top1(parts, tensors, batch, model)
     files = {part_file("fp32", part): data for part, data in parts.items()}
     if source.tokenizer is not None:

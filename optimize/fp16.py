@@ -38,7 +38,8 @@ def front_end(graph: Graph) -> set[str]:
     for node in graph.nodes:
         computed = [name for name in node.input if name and name not in graph.initializers]
         trained = node.op_type in TRAINED and node.name not in before_log
-        if computed and not trained and inside.issuperset(computed):
+        ends = trained or node.op_type == "QuantizeLinear"  # its scale has to be FP16 like the weights' that follow
+        if computed and not ends and inside.issuperset(computed):
             inside.update(node.output)
             names.add(node.name)
     return names

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgefuse.runtime.errors import BundleError
 from edgefuse.runtime.files import commit, finish_commit
-from edgefuse.runtime.files import write_atomic as write_atomic
 
 SCHEMA_VERSION = 1
 CONTRACT_FILE = "bundle.json"

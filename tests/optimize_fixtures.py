@@ -1,11 +1,10 @@
-"""Small parts with everything that optimize/ has to get right, and a bundle of them whose labels are its own answers."""
+"""Small parts with all that optimize/ has to get right, and a bundle of them whose labels are its own answers."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from edgefuse.runtime.predictor import Predictor
 
 MODALITIES = ("image", "audio", "text")
 LABELS = ("a", "b", "c", "d")
-WORDS = tuple("what where red blue green round square left right is the".split())
+WORDS = ("what", "where", "red", "blue", "green", "round", "square", "left", "right", "is", "the")
 PIXELS, PCM, LENGTH, RATE = 16, 640, 8, 16_000
 DIM = 32
 VOCABULARY = ("[PAD]", "[UNK]", *WORDS, *(f"unused{i}" for i in range(51)))
@@ -95,8 +94,11 @@ class Net:
         return bytes(model.SerializeToString())
 
 
-def image_part() -> bytes:
-    """uint8 NHWC: normalisation, strided convolution, a residual block with squeeze-excite, a depthwise one, tokens."""
+def image_part(outlier: float = 1.0) -> bytes:
+    """uint8 NHWC: normalisation, strided convolution, a residual block with squeeze-excite, a depthwise one, tokens.
+
+    An `outlier` times as large channel, made up for by its weights, changes nothing in float and ruins INT8.
+    """
     net = Net(1)
     pixels = net.add("Cast", "image", name="pixels", to=TensorProto.FLOAT)
     shifted = net.add("Sub", pixels, np.array([123.7, 116.3, 103.5]), name="shifted")
@@ -112,7 +114,10 @@ def image_part() -> bytes:
     x = net.add("HardSwish", net.add("Conv", x, net.weight(16, 1, 3, 3), name="depthwise", group=16, pads=[1] * 4))
     x = net.add("Conv", x, net.weight(DIM, 16, 3, 3), name="last", strides=[4, 4], pads=[1] * 4)
     flat = net.add("Reshape", x, np.array([-1, DIM, 4]))
-    tokens = net.linear(net.add("Transpose", flat, perm=[0, 2, 1]), DIM, DIM)
+    stretch = np.ones((DIM, 1))
+    stretch[0] = outlier
+    stretched = net.add("Mul", net.add("Transpose", flat, perm=[0, 2, 1]), stretch[:, 0])
+    tokens = net.add("MatMul", stretched, net.weight(DIM, DIM) / stretch)
     return net.model({"image": (TensorProto.UINT8, [PIXELS, PIXELS, 3])}, {"image_tokens": tokens})
 
 
@@ -269,14 +274,14 @@ def write_data(folder: Path, bundle: Bundle) -> Path:
     return manifest
 
 
-def fresh_bundle(folder: Path) -> Bundle:
+def fresh_bundle(folder: Path, parts: dict[str, bytes] | None = None) -> Bundle:
     """A bundle that a test may change, with its data."""
-    bundle = write_parts_bundle(folder / "bundle")
+    bundle = write_parts_bundle(folder / "bundle", parts)
     write_data(folder / "data", bundle)
     return bundle
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The small bundle with fp32 parts, and its data; read only."""
-    yield fresh_bundle(tmp_path_factory.mktemp("small"))
+    return fresh_bundle(tmp_path_factory.mktemp("small"))

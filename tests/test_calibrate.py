@@ -11,15 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import helper
-from tests.optimize_fixtures import PARTS, inputs_of, outputs
 
 from edgefuse.optimize.calibrate import BINS, STEPS, Histogram, observe, overflowing
 from edgefuse.optimize.graph import FLOAT, Graph
 from edgefuse.runtime.errors import BundleError
+from tests.optimize_fixtures import PARTS, inputs_of, outputs
 
-values = hnp.arrays(
-    np.float32, st.integers(1, 50), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
-)
+values = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False))
 
 
 def histogram_of(*chunks: np.ndarray) -> Histogram:

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import track
 
-from edgefuse.runtime.bundle import write_atomic
 from edgefuse.runtime.errors import MissingExtraError
+from edgefuse.runtime.files import write_atomic
 from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
 
 MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"

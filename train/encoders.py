@@ -1,4 +1,4 @@
-"""The encoders: MobileNet, a small Conformer and DistilBERT, each a row of a table; tensors in, tokens [B, N, D] out."""
+"""The encoders: MobileNet, a small Conformer, DistilBERT, each a row of a table; sensors in, tokens [B, N, D] out."""
 
 from __future__ import annotations
 
@@ -104,7 +104,10 @@ class ConvStem(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv1d(MELS, dim, 5, stride=2, padding=2), nn.ReLU(), nn.Conv1d(dim, dim, 5, stride=2, padding=2), nn.ReLU()
+            nn.Conv1d(MELS, dim, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv1d(dim, dim, 5, stride=2, padding=2),
+            nn.ReLU(),
         )
         self.project = nn.Linear(dim, dim)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -13,25 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
-from edgefuse.runtime.bundle import write_atomic
-from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import Example
+from edgefuse.train.checkpoint import Checkpoint
 from edgefuse.train.data import Batch, Loader, TrainingSteps
 from edgefuse.train.losses import accuracy, alignment_loss, task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.recipe import Recipe, TrainSettings
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 VALIDATION_BATCH = 512  # lines
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
-    """Linear warm-up to the peak, then half a cosine to zero (Loshchilov & Hutter 2017); a function of the step only."""
+    """Linear warm-up to the peak, then half a cosine to zero (Loshchilov & Hutter 2017); depends on the step only."""
     peak = max(1, round(settings.warmup * total))
     if step < peak:
         return settings.learning_rate * (step + 1) / peak
@@ -69,7 +65,9 @@ def batch_loss(model: FusedModel, batch: Batch, settings: TrainSettings) -> tupl
     return loss, terms
 
 
-def validate(model: FusedModel, loader: Loader, examples: Sequence[Example], subsets: Sequence[str]) -> dict[str, float]:
+def validate(
+    model: FusedModel, loader: Loader, examples: Sequence[Example], subsets: Sequence[str]
+) -> dict[str, float]:
     """Accuracy on `examples` for each subset of sensors, 0..1."""
     model.eval()
     correct = dict.fromkeys(subsets, 0.0)
@@ -86,45 +84,6 @@ def validate(model: FusedModel, loader: Loader, examples: Sequence[Example], sub
                 correct[name] += accuracy(logits, batch.labels) * len(part)
     model.train()
     return {name: value / len(examples) for name, value in correct.items()}
-
-
-class Checkpoint:
-    """The state of a run in one safetensors file: weights, optimizer, and the number of steps done."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / CHECKPOINT_FILE
-
-    def save(self, model: FusedModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write it, whole or not at all."""
-        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-        for number, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        write_atomic(self.path, save(contiguous, metadata={"step": str(step)}))
-
-    def restore(self, model: FusedModel, optimizer: torch.optim.Optimizer) -> int:
-        """Load it where there is one; returns the number of steps done.
-
-        Raises:
-            RecipeError: the file is damaged or belongs to another model.
-        """
-        if not self.path.exists():
-            return 0
-        try:
-            data = self.path.read_bytes()
-            tensors = load(data)
-            step = int(_safetensors_metadata(data)["step"])
-            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-            state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith("optimizer."):
-                    _, number, key = name.split(".", 2)
-                    state.setdefault(int(number), {})[key] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        except Exception as error:  # safetensors raises its own error, torch RuntimeError
-            reason = str(error).splitlines()[0]
-            raise RecipeError(f"{self.path} cannot be resumed ({reason}); delete it to start the run again") from None
-        return step
 
 
 def fit(
@@ -229,10 +188,3 @@ def _log_validation(
     progress.console.print(
         f"epoch {epoch:g}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False
     )
-
-
-def _safetensors_metadata(data: bytes) -> dict[str, str]:
-    """The string metadata in a safetensors header (8 bytes of length, then JSON)."""
-    length = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(data[8 : 8 + length])
-    return dict(header["__metadata__"])

@@ -60,7 +60,7 @@ class LogMel(nn.Module):
 
 
 def dft_basis(window: int) -> Tensor:
-    """Rows cos and -sin of the DFT of size `window`, times a periodic Hann window: [2 * (window // 2 + 1), 1, window]."""
+    """Rows cos and -sin of the DFT of size `window` times a periodic Hann window: [window + 2, 1, window]."""
     time = torch.arange(window, dtype=torch.float64)
     angle = 2 * torch.pi * torch.outer(torch.arange(window // 2 + 1, dtype=torch.float64), time) / window
     hann = torch.hann_window(window, periodic=True, dtype=torch.float64)

@@ -14,8 +14,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from edgefuse.runtime.bundle import write_atomic
 from edgefuse.runtime.errors import EdgefuseError, MissingExtraError
+from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.preprocess import to_rate
 
 SAMPLE_RATE = 16_000  # Hz, what every rendered file has
@@ -83,7 +83,7 @@ class Espeak:
 
 
 def flite_voices() -> tuple[str, ...]:
-    """The voices of the flite program that speak any text; empty where it is not installed (`apt-get install flite`)."""
+    """The flite program's voices that speak any text; empty where it is not installed (`apt-get install flite`)."""
     if shutil.which("flite") is None:
         return ()
     listing = subprocess.run(["flite", "-lv"], capture_output=True, text=True, check=True).stdout

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
-from edgefuse.runtime.bundle import TOKENIZER_FILE, write_atomic
+from edgefuse.runtime.bundle import TOKENIZER_FILE
 from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint, label_names, read_manifest
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.data import Loader, TrainingSteps
@@ -77,7 +78,9 @@ class Run:
         """
         path = self.folder / MODEL_FILE
         if not path.exists():
-            raise RecipeError(f"{self.folder} is not trained to its end; go on with `edgefuse train ... --out {self.folder}`")
+            raise RecipeError(
+                f"{self.folder} is not trained to its end; go on with `edgefuse train ... --out {self.folder}`"
+            )
         model = self.new_model()
         model.load_state_dict(load_file(path))
         return model.eval()
@@ -115,9 +118,13 @@ def _open_or_start(out: Path, recipe: Recipe, labels: tuple[str, ...], training:
         run = Run.open(out)
         changed = _differences(run.recipe.model_dump(), recipe.model_dump())
         if changed:
-            raise RecipeError(f"{out} holds a run of another recipe (differs in {', '.join(changed)}); choose another --out")
+            raise RecipeError(
+                f"{out} holds a run of another recipe (differs in {', '.join(changed)}); choose another --out"
+            )
         if run.document["data_fingerprint"] != data:
-            raise RecipeError(f"{out} was trained on other data than {recipe.data.manifest} has now; choose another --out")
+            raise RecipeError(
+                f"{out} was trained on other data than {recipe.data.manifest} has now; choose another --out"
+            )
         return run
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_document(recipe.text, [e.text for e in training if e.text]) if recipe.text else None

@@ -1,0 +1,299 @@
+"""Quantizing: what is kept is what `evaluate` measures, INT8 goes where it costs too much, a missed gate changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgefuse.optimize import cpu_parts, quantize as module
+from edgefuse.optimize.cpu_parts import DYNAMIC, STATIC, cpu_candidates, median_ms
+from edgefuse.optimize.fp16 import front_end
+from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.judge import REFERENCE, Candidate, Judge
+from edgefuse.optimize.quantize import quantize
+from edgefuse.optimize.samples import Samples
+from edgefuse.optimize.trt_parts import FP16, INT8
+from edgefuse.runtime.bundle import HEAD, Bundle
+from edgefuse.runtime.errors import BundleError, GateError, ManifestError
+from edgefuse.runtime.evaluate import evaluate, retention
+from edgefuse.runtime.manifest import read_manifest
+from edgefuse.runtime.preprocess import Preprocessor
+from tests.optimize_fixtures import (
+    MODALITIES,
+    PARTS,
+    cosine,
+    fresh_bundle,
+    image_part,
+    inputs_of,
+    outputs,
+    write_parts_bundle,
+)
+
+OUTLIER = 3000.0
+
+
+@pytest.fixture(scope="module")
+def quantized(small: Bundle, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, dict[str, Any]]:
+    """The small bundle quantized with the defaults but for the gate, and what was said; read only."""
+    folder = Path(shutil.copytree(small.folder.parent, tmp_path_factory.mktemp("quantized"), dirs_exist_ok=True))
+    told = quantize(folder / "bundle", folder / "data" / "manifest.jsonl", gate=0.9)
+    return Bundle.open(folder / "bundle"), told
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose image part INT8 ruins; read only."""
+    return fresh_bundle(tmp_path_factory.mktemp("fragile"), {**PARTS, "image": image_part(OUTLIER)})
+
+
+def copied(bundle: Bundle, folder: Path) -> Path:
+    return Path(shutil.copytree(bundle.folder.parent, folder, dirs_exist_ok=True)) / "bundle"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_result_is_what_evaluate_measures(quantized: tuple[Bundle, dict[str, Any]]) -> None:
+    bundle, told = quantized
+    manifest = bundle.folder.parent / "data" / "manifest.jsonl"
+    measured = {s: evaluate(bundle.folder, manifest, part_set=s, split="val") for s in ("fp32", "trt", "cpu")}
+    assert measured["fp32"]["accuracy"] == 1.0  # the labels are its answers
+    assert told["retention"] == pytest.approx(measured["trt"]["accuracy"])
+    assert told["cpu"]["retention"] == pytest.approx(measured["cpu"]["accuracy"])
+    assert told["by_subset"].keys() == measured["trt"]["by_subset"].keys()
+    for name, row in told["by_subset"].items():
+        assert row["accuracy"] == pytest.approx(measured["trt"]["by_subset"][name]["accuracy"])
+        assert row["reference"] == pytest.approx(measured["fp32"]["by_subset"][name]["accuracy"])
+    low, high = told["interval"]
+    assert low <= told["retention"] <= high
+
+
+def test_the_contract_says_what_was_done(quantized: tuple[Bundle, dict[str, Any]]) -> None:
+    bundle, told = quantized
+    trt = bundle.info.parts["trt"]
+    assert {part: info.precision for part, info in trt.items()} == {
+        **dict.fromkeys(MODALITIES, INT8),
+        HEAD: FP16,
+    }
+    assert trt["image"].note == told["parts"]["image"]["note"]
+    assert "6 Conv in FP16 (INT8 convolutions cost" in trt["image"].note
+    assert "1 Gather in INT8" in trt["text"].note
+    assert bundle.info.lineage["quantize"]["precision"] == "auto"
+    assert bundle.info.lineage["manifest"]  # what was there stays
+    assert bundle.info.quality["trt"]["retention"] == told["retention"]
+    json.dumps(told)
+
+
+def test_trt_parts_are_at_most_half_as_large_as_fp32(quantized: tuple[Bundle, dict[str, Any]]) -> None:
+    bundle, told = quantized
+    assert told["bytes"] == {part_set: bundle.size(part_set) for part_set in ("fp32", "trt", "cpu")}
+    # These parts are so small that names and shapes weigh as much as weights: compare the weights.
+    weights = {s: sum(_weight_bytes(bundle.part(s, part)) for part in PARTS) for s in ("fp32", "trt")}
+    assert weights["trt"] <= 0.55 * weights["fp32"]
+
+
+def _weight_bytes(model: bytes) -> int:
+    return sum(len(tensor.raw_data) for tensor in onnx.load_model_from_string(model).graph.initializer)
+
+
+def test_int8_precision_takes_convolutions_too(fragile: Bundle, small: Bundle, tmp_path: Path) -> None:
+    told = quantize(copied(small, tmp_path / "a"), small.info.lineage["manifest"], precision="int8", gate=0.5)
+    assert "5 Conv in INT8" not in told["parts"]["image"]["note"]
+    assert "4 Conv in INT8" in told["parts"]["image"]["note"]
+    assert "2 Conv in FP16 (a matrix-vector product" in told["parts"]["image"]["note"]
+
+
+def test_fp16_precision_has_no_int8(small: Bundle, tmp_path: Path) -> None:
+    told = quantize(copied(small, tmp_path), precision="fp16")
+    assert {row["precision"] for row in told["parts"].values()} == {FP16}
+    assert told["retention"] >= 0.98
+
+
+def test_auto_takes_int8_back_where_it_costs_too_much(fragile: Bundle, tmp_path: Path) -> None:
+    told = quantize(copied(fragile, tmp_path), precision="auto", gate=0.95)
+    assert told["parts"]["image"]["precision"] == FP16
+    assert "with INT8 the model keeps" in told["parts"]["image"]["note"]
+    assert told["parts"]["text"]["precision"] == INT8
+    assert told["retention"] >= 0.95
+
+
+def test_a_missed_gate_says_so_and_changes_nothing(fragile: Bundle, tmp_path: Path) -> None:
+    folder = copied(fragile, tmp_path)
+    before = content(folder)
+    with pytest.raises(GateError, match=r"int8 parts keep [\d.]+% .* the gate asks 99.00%; use --precision fp16") as error:
+        quantize(folder, precision="int8")
+    assert "\n" not in str(error.value)
+    assert content(folder) == before
+
+
+def test_quantizing_again_replaces_both_sets(quantized: tuple[Bundle, dict[str, Any]], tmp_path: Path) -> None:
+    folder = copied(quantized[0], tmp_path)
+    quantize(folder, precision="fp16", gate=0.5, calibration=4)
+    bundle = Bundle.open(folder)
+    assert bundle.info.parts["trt"]["text"].precision == FP16
+    assert bundle.info.lineage["quantize"]["calibration"] == 4
+    for part_set in bundle.info.parts:
+        for part in PARTS:
+            bundle.part(part_set, part)  # every hash holds
+
+
+def test_a_manifest_is_needed(small: Bundle, tmp_path: Path) -> None:
+    folder = copied(small, tmp_path)
+    Bundle.open(folder).updated({}, lineage={})
+    with pytest.raises(ManifestError, match="give --manifest"):
+        quantize(folder)
+
+
+def test_an_unknown_precision_is_refused(small: Bundle) -> None:
+    with pytest.raises(BundleError, match="'int4' is unknown; choose one of auto, fp16, int8"):
+        quantize(small.folder, precision="int4")
+
+
+def test_a_modality_without_training_lines_is_refused(small: Bundle, tmp_path: Path) -> None:
+    folder = copied(small, tmp_path)
+    manifest = folder.parent / "data" / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for row in rows:
+        if row["split"] == "train":
+            del row["audio"]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ManifestError, match="no training line has audio"):
+        quantize(folder, manifest)
+
+
+def test_a_broken_file_is_named_with_its_line(small: Bundle, tmp_path: Path) -> None:
+    folder = copied(small, tmp_path)
+    (folder.parent / "data" / "3.png").write_bytes(b"not a picture")
+    with pytest.raises(ManifestError, match=r"manifest\.jsonl:4: .*3\.png"):
+        quantize(folder, folder.parent / "data" / "manifest.jsonl")
+
+
+def test_samples_hold_each_value_once(small: Bundle) -> None:
+    examples = read_manifest(small.info.lineage["manifest"], split="val")
+    twice = [*examples, *examples]
+    samples = Samples(Preprocessor(small), twice, "image")
+    assert len(samples) == len(examples)
+    np.testing.assert_array_equal(samples.rows, np.tile(np.arange(len(examples)), 2))
+    sizes = [len(batch["image"]) for batch in samples.batches(32)]
+    assert sizes == [32, 28]
+
+
+def judge_of(small: Bundle) -> Judge:
+    judge = Judge(small, read_manifest(small.info.lineage["manifest"], split="val", labels=small.info.labels))
+    noise = Graph(PARTS["text"])
+    noise.nodes[-1].op_type = "Neg"  # the tokens with the wrong sign
+    for part, model in PARTS.items():
+        bad = [Candidate("bad", noise.serialize())] if part == "text" else []
+        judge.add(part, [Candidate(REFERENCE, model), Candidate("good", model), *bad])
+    return judge
+
+
+def test_a_verdict_counts_every_subset_and_pools_them(small: Bundle) -> None:
+    verdict = judge_of(small).verdict({**dict.fromkeys(PARTS, "good"), "text": "bad"})
+    rows = verdict.by_subset
+    assert set(rows) == {
+        *("image", "audio", "text", "image+audio", "image+text", "audio+text", "image+audio+text"),
+    }
+    assert rows["image+audio"]["accuracy"] == rows["image+audio"]["reference"]
+    right = sum(row["accuracy"] * row["n"] for row in rows.values())
+    assert verdict.pooled == pytest.approx(right / sum(row["reference"] * row["n"] for row in rows.values()))
+    assert verdict.retention == pytest.approx(rows["image+audio+text"]["accuracy"])
+    assert verdict.kept == min(verdict.pooled, verdict.retention) < 1
+
+
+def test_wishes_are_granted_alone_and_together(small: Bundle) -> None:
+    judge = judge_of(small)
+    base = dict.fromkeys(PARTS, REFERENCE)
+    settled = judge.settle(base, {"image": ["good"], "text": ["bad", "good"], HEAD: []}, gate=0.99)
+    assert settled.choice == {**base, "image": "good", "text": "good"}
+    assert settled.alone["text", "bad"] < 0.99 <= settled.alone["text", "good"] == 1.0
+    assert settled.verdict.kept == 1.0
+    assert judge.settle(base, {"text": ["bad"]}, gate=0.99).choice == base
+    hopeless = judge.settle({**base, "text": "bad"}, {"image": ["good"]}, gate=0.99)
+    assert hopeless.verdict.kept < 0.99
+
+
+def test_together_the_one_that_costs_most_goes_first(monkeypatch: pytest.MonkeyPatch, small: Bundle) -> None:
+    """Two wishes that pass alone may fail together; then the worse one is given up."""
+    judge = judge_of(small)
+    real = judge.verdict({**dict.fromkeys(PARTS, "good")})
+
+    def verdict(choice: dict[str, str]) -> Any:
+        cost = 0.006 * (choice["image"] == "good") + 0.008 * (choice["audio"] == "good")
+        return module.Verdict(1 - cost, real.interval, 1.0, {})
+
+    monkeypatch.setattr(judge, "verdict", verdict)
+    settled = judge.settle(dict.fromkeys(PARTS, REFERENCE), {"image": ["good"], "audio": ["good"]}, gate=0.99)
+    assert settled.choice["image"] == "good"
+    assert settled.choice["audio"] == REFERENCE
+
+
+def test_retention_is_the_ratio_of_accuracies() -> None:
+    reference = np.array([True] * 8 + [False] * 2)
+    share, _ = retention(reference, np.array([True] * 6 + [False] * 4))
+    assert share == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_cpu_candidates_answer_as_fp32_does(part: str, small: Bundle) -> None:
+    examples = read_manifest(small.info.lineage["manifest"], split="train")
+    samples = None if part == HEAD else Samples(Preprocessor(small), examples, part)
+    candidates = {candidate.precision: candidate for candidate in cpu_candidates(PARTS[part], samples)}
+    assert set(candidates) == ({REFERENCE, DYNAMIC} if part == HEAD else {REFERENCE, DYNAMIC, STATIC})
+    assert candidates[REFERENCE].model == PARTS[part]
+    inputs = inputs_of(part)
+    for candidate in candidates.values():
+        assert cosine(outputs(candidate.model, inputs)[0], outputs(PARTS[part], inputs)[0]) > 0.98
+
+
+def test_the_front_end_stays_float_on_the_cpu(small: Bundle) -> None:
+    examples = read_manifest(small.info.lineage["manifest"], split="train")
+    samples = Samples(Preprocessor(small), examples, "audio")
+    for candidate in cpu_candidates(PARTS["audio"], samples)[1:]:
+        graph = Graph(candidate.model) if candidate.precision == STATIC else None
+        nodes = {node.name: node for node in onnx.load_model_from_string(candidate.model).graph.node}
+        assert {"dft", "mel"} <= nodes.keys()
+        if graph is not None:
+            assert {"dft", "mel", "log"} <= front_end(graph)
+
+
+def test_times_are_medians_of_interleaved_runs(small: Bundle) -> None:
+    times = median_ms([Candidate("a", PARTS[HEAD]), Candidate("b", PARTS[HEAD])], inputs_of(HEAD, batch=1))
+    assert set(times) == {"a", "b"}
+    assert all(0 < time < 100 for time in times.values())
+
+
+def test_the_fastest_cpu_form_that_passes_is_kept(
+    small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {REFERENCE: 2.0, DYNAMIC: 1.0, STATIC: 1.99}
+    monkeypatch.setattr(module, "median_ms", lambda candidates, inputs: {c.precision: times[c.precision] for c in candidates})
+    told = quantize(copied(small, tmp_path), precision="fp16", gate=0.5)
+    assert {row["cpu"] for row in told["parts"].values()} == {DYNAMIC}
+    assert "2.00x the speed of fp32" in told["parts"]["image"]["cpu_note"]
+    times[DYNAMIC] = 1.95  # not worth it
+    told = quantize(copied(small, tmp_path / "again"), precision="fp16", gate=0.5)
+    assert {row["cpu"] for row in told["parts"].values()} == {REFERENCE}
+
+
+def test_quiet_quantizers_leave_logging_as_it_was(small: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    cpu_candidates(PARTS[HEAD], None)
+    assert not caplog.records
+    import logging
+
+    logging.getLogger().warning("still heard")
+    assert caplog.messages == ["still heard"]
+    assert cpu_parts.RUNS >= 10
+
+
+def test_fp32_parts_are_left_alone(quantized: tuple[Bundle, dict[str, Any]], tmp_path: Path) -> None:
+    fresh = write_parts_bundle(tmp_path / "bundle")
+    for part in PARTS:
+        assert quantized[0].part("fp32", part) == fresh.part("fp32", part)
