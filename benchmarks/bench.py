@@ -120,9 +120,9 @@ def _part_sets(bundle: Bundle) -> list[str]:
 def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     """What was measured, and how."""
     info = bundle.info
-    gate = info.quality.get("gate")
+    asked = info.lineage.get("quantize", {})
     return {
-        "gate": gate if isinstance(gate, float) else GATE,
+        "gate": asked.get("gate", GATE),
         "bundle": {"name": info.name, "labels": len(info.labels), "lineage": info.lineage, "quality": info.quality},
         "part_sets": {
             part_set: {

@@ -202,7 +202,7 @@ def _lineage(report: Report) -> str:
         "Where the model comes from",
         _facts("Lineage", bundle["lineage"]),
         _facts("Precision", precision),
-        _facts("Measured when it was compressed", bundle["quality"]),
+        _facts("Measured on validation data", _flat(bundle["quality"], leave_out="by_subset")),
     )
 
 
@@ -219,12 +219,12 @@ def _facts(caption: str, values: Mapping[str, Any]) -> str:
     return markup.table(caption, ["What", "Value"], rows, text_columns=2)
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values under dotted names, as text."""
+def _flat(values: Mapping[str, Any], prefix: str = "", leave_out: str = "") -> dict[str, str]:
+    """Nested values under dotted names, as text; a mapping of the name `leave_out` is not shown."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flat(value, f"{prefix}{key}.", leave_out) if key != leave_out else {}
         else:
             flat[prefix + key] = _text(value)
     return flat
@@ -233,4 +233,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _text(value: Any) -> str:
     if value is None:
         return NOT_KNOWN
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import pytest
 import soundfile
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -279,9 +278,3 @@ def fresh_bundle(folder: Path, parts: dict[str, bytes] | None = None) -> Bundle:
     bundle = write_parts_bundle(folder / "bundle", parts)
     write_data(folder / "data", bundle)
     return bundle
-
-
-@pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The small bundle with fp32 parts, and its data; read only."""
-    return fresh_bundle(tmp_path_factory.mktemp("small"))

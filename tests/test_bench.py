@@ -49,8 +49,7 @@ def measured(tiny, tmp_path_factory):
     bundle.updated(
         {named[part].file: model for part, model in parts.items()},
         parts={**bundle.info.parts, "trt": named},
-        lineage={"manifest": str(tiny.manifest)},
-        quality={"gate": 0.98},
+        lineage={"manifest": str(tiny.manifest), "quantize": {"gate": 0.98}},
     )
     _add_engines(Bundle.open(folder / "bundle"))
     with pytest.MonkeyPatch.context() as patch:

@@ -44,7 +44,12 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         "created": "2026-01-02 03:04 UTC",
         "quick": False,
         "gate": 0.99,
-        "bundle": {"name": HOSTILE, "labels": 2, "lineage": {"recipe": {HOSTILE: HOSTILE}}, "quality": {"gate": 0.99}},
+        "bundle": {
+            "name": HOSTILE,
+            "labels": 2,
+            "lineage": {"recipe": {HOSTILE: HOSTILE}},
+            "quality": {"trt": {"interval": [0.98765432, 1.0], "by_subset": {"image": {"n": 1}}}},
+        },
         "part_sets": {
             name: {"role": JUDGE if name == "trt" else "speed", "precision": dict.fromkeys(PARTS, HOSTILE)}
             for name in sets
@@ -179,6 +184,11 @@ def test_the_figures_of_the_drawings_stand_in_tables(page, html):
         assert milliseconds(stages["total"]["p99_ms"]) in tables
     assert "Time of every stage" not in head
     assert [tag for tag, _ in page.elements].count("caption") == [tag for tag, _ in page.elements].count("table") > 6
+
+
+def test_what_was_measured_before_is_told_in_short(page):
+    assert "trt.interval0.98765, 1" in page.text
+    assert "trt.by_subset" not in page.text
 
 
 def test_the_same_report_gives_the_same_page():

@@ -40,6 +40,26 @@ class Sum(nn.Module):
         return torch.stack(added).sum(dim=0), _norm_shares(added, presence)
 
 
+class LowRank(nn.Module):
+    """Low-rank multimodal fusion (LMF, Liu 2018): the product of one affine map per modality, summed over RANK terms.
+
+    The product of (1 + f_m(x_m)) holds every modality alone and every product of them, so that a question can select
+    what it asks of a picture. The weights are the norm shares of the f_m.
+    """
+
+    RANK = 4
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.factor = nn.ModuleList(nn.Linear(dim, self.RANK * dim) for _ in range(modalities))
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Multiply over the modalities, placeholders included, then add over the rank."""
+        factors = [f(token.mean(dim=1)) for f, token in zip(self.factor, tokens, strict=True)]  # M x [B, R * D]
+        product = torch.stack([1 + x for x in factors]).prod(dim=0)  # [B, R * D]
+        return torch.stack(product.chunk(self.RANK, dim=1)).sum(dim=0), _norm_shares(factors, presence)
+
+
 class Weighted(nn.Module):
     """A weighted sum of the means with one learned weight per modality, renormalised over those present."""
 
@@ -96,7 +116,7 @@ class Attention(nn.Module):
         return fused, weights * (presence > 0.5)
 
 
-FUSIONS = {"concat": Concat, "sum": Sum, "weighted": Weighted, "gated": Gated, "attention": Attention}
+FUSIONS = {"concat": Concat, "sum": Sum, "low_rank": LowRank, "weighted": Weighted, "gated": Gated, "attention": Attention}
 
 
 def _blend(tokens: list[Tensor], score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ class TextSettings(_Settings):
 class FusionSettings(_Settings):
     """How the tokens become one answer."""
 
-    kind: Literal["concat", "sum", "weighted", "gated", "attention"] = "gated"
+    kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "attention"] = "gated"
     dim: int = Field(128, ge=8)
     hidden: int = Field(256, ge=8)  # width of the classifier behind it
     dropout: Rate = 0.0
