@@ -24,6 +24,11 @@ from edgefuse.runtime.errors import EngineError
 from edgefuse.runtime.files import write_atomic
 
 PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # target -> the module that compiles for it
+_HOW_TO_GET = {
+    "tensorrt-rtx": "pip install 'edgefuse[rtx]'",
+    "tensorrt": "on a Jetson use JetPack's (python3 -m venv --system-site-packages), "
+    "elsewhere pip install 'edgefuse[tensorrt]' where the GPU is",
+}
 MAX_WORKSPACE_BYTES = 2 << 30
 _NO_DRIVER = re.compile(r"\[?checkMacros.*?\(cudaError 35:[^)]*\)+")  # said after every error where there is no GPU
 
@@ -82,19 +87,12 @@ def load_package(target: str) -> Any:
     package = PACKAGES[target]
     try:
         return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        how = {
-            "tensorrt-rtx": "pip install 'edgefuse[rtx]'",
-            "tensorrt": "on a Jetson use JetPack's (python3 -m venv --system-site-packages), "
-            "elsewhere pip install 'edgefuse[tensorrt]' where the GPU is",
-        }[target]
-        raise EngineError(
-            f"--target {target} needs the Python package {package}, which is not installed: {how}"
-        ) from None
     except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"the Python package {package} cannot be loaded ({_one_line(str(error))})") from None
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            found = f"needs the Python package {package}, which is not installed"
+        else:
+            found = f"needs the Python package {package}, which cannot be loaded ({_one_line(str(error))})"
+        raise EngineError(f"--target {target} {found}: {_HOW_TO_GET[target]}") from None
 
 
 def gpu_sm() -> tuple[int, ...]:

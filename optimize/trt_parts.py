@@ -38,8 +38,8 @@ def encoder_candidates(model: bytes, samples: Samples, *, convolutions: bool) ->
     if not len(samples):
         raise ManifestError(f"no training line has {samples.modality}, which the model reads; calibration needs some")
     graph = Graph(model)
-    sites = find_sites(graph, front_end(graph))
     wide = overflowing(graph, next(samples.batches(CALIBRATION_BATCH)))
+    sites = find_sites(graph, front_end(graph) | wide)
     watched = {site.activation for site in sites if site.activation} | set(skip_inputs(graph, sites).values())
     observed = observe(graph, watched, samples.batches(CALIBRATION_BATCH))
     reasons: dict[Site, str | None] = {}

@@ -124,10 +124,15 @@ def test_sm_is_for_rtx_only(copy: Path) -> None:
 
 def test_a_package_that_is_missing_is_said_in_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError):
+    refused(copy, r"needs the Python package tensorrt, which is not installed: .*JetPack.*pip", target="tensorrt")
+
+
+def test_a_package_without_its_libraries_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=r"which cannot be loaded \(libnvinfer.so.10: .*\): .*JetPack"):
         load_package("tensorrt")
-    monkeypatch.setitem(compiler.PACKAGES, "tensorrt", "tensorrt_of_nobody")
-    refused(copy, r"needs the Python package tensorrt_of_nobody, which is not installed: .*JetPack", target="tensorrt")
 
 
 def test_a_bundle_without_trt_parts_is_refused(tmp_path: Path) -> None:

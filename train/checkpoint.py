@@ -50,9 +50,14 @@ class Checkpoint:
                     state.setdefault(int(number), {})[key] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except Exception as error:  # safetensors raises its own error, torch RuntimeError
-            reason = str(error).splitlines()[0]
+            reason = short_reason(error)
             raise RecipeError(f"{self.path} cannot be resumed ({reason}); delete it to start the run again") from None
         return step
+
+
+def short_reason(error: Exception) -> str:
+    """The start of a message as one line; torch lists every tensor that does not fit."""
+    return " ".join(str(error).split())[:200]
 
 
 def _safetensors_metadata(data: bytes) -> dict[str, str]:

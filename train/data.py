@@ -9,6 +9,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,8 +133,12 @@ class TrainingSteps(Dataset[Batch]):
         examples = [example for group in chosen for example in self._groups[group]]
         draw = random.Random(f"{seed} step {step}")
         sounds = self._draw_sounds(draw, examples)
-        present = [self._draw_subset(draw, e, sound) for e, sound in zip(examples, sounds, strict=True)]
-        batch = self._loader.batch(examples, sounds, present)
+        lines = [
+            (example, sound, present)
+            for example, sound in zip(examples, sounds, strict=True)
+            if (present := self._draw_subset(draw, example, sound))  # a line whose only sensor is not heard waits
+        ]
+        batch = self._loader.batch(*zip(*lines, strict=True))
         if data.flip and "image" in batch.inputs:
             mirrored = torch.tensor([draw.random() < 0.5 for _ in batch.inputs["image"]])[:, None, None, None]
             image = batch.inputs["image"]
@@ -141,13 +146,13 @@ class TrainingSteps(Dataset[Batch]):
         return batch
 
     def _draw_sounds(self, draw: random.Random, examples: Sequence[Example]) -> list[str | None]:
-        """The sound each line can hear: its own, or the one that this step draws for its text, if any."""
+        """The sound each line can hear: the one that this step draws for its text, if any; without a text, its own."""
         count = self._recipe.data.sounds_per_step
         if not count:
             return [example.audio for example in examples]
         texts = sorted({example.text for example in examples if example.text in self._sounds_of})
         drawn = {text: draw.choice(self._sounds_of[text]) for text in draw.sample(texts, min(count, len(texts)))}
-        return [example.audio and drawn.get(example.text or "") for example in examples]
+        return [drawn.get(e.text) if e.audio and e.text else e.audio for e in examples]
 
     def _draw_subset(self, draw: random.Random, example: Example, sound: str | None) -> set[str]:
         """Which sensors the line shows: modality dropout as a weighted choice of subsets."""
@@ -160,7 +165,7 @@ class TrainingSteps(Dataset[Batch]):
         return set(draw.choices(subsets, weights)[0])
 
 
-def _of_line(example: Example, load: Callable[..., NDArray], *arguments: object) -> NDArray:
+def _of_line(example: Example, load: Callable[..., NDArray[Any]], *arguments: object) -> NDArray[Any]:
     """Call `load`, and name the manifest line where it fails."""
     try:
         return load(*arguments)

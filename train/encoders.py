@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchaudio.models.conformer import ConformerLayer
 from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
-from transformers import AutoModel, DistilBertConfig, DistilBertModel
+from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.augment import SpeechAugment
+from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.frontends import MELS, LogMel, PixelNorm
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 
@@ -151,21 +152,26 @@ class TextEncoder(nn.Module):
         return kept.sum(dim=1, keepdim=True) / (real.sum(dim=1)[:, None, None] + 1e-6)  # [B, 1, D]
 
 
-def _bert(settings: TextSettings, vocabulary: int) -> nn.Module:
+def _bert(settings: TextSettings, vocabulary: int) -> PreTrainedModel:
     """A new DistilBERT by table, or pretrained weights by hub name or folder."""
     if settings.encoder in TEXT_ENCODERS:
         size: dict[str, Any] = TEXT_ENCODERS[settings.encoder]
         config = DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=settings.max_tokens, **size)
         return DistilBertModel(config)
     try:
-        return AutoModel.from_pretrained(settings.encoder, use_safetensors=True)
+        bert = AutoModel.from_pretrained(settings.encoder, use_safetensors=True)
     except (OSError, ValueError) as error:
         rows = ", ".join(TEXT_ENCODERS)
-        reason = str(error).splitlines()[0]
         raise RecipeError(
             f"text.encoder {settings.encoder!r} is no row of the table ({rows}) and could not be loaded from the hub "
-            f"or as a folder: {reason}"
+            f"or as a folder: {short_reason(error)}"
         ) from None
+    limits = {"vocabulary of text.tokenizer": (vocabulary, bert.config.vocab_size)}
+    limits["text.max_tokens"] = (settings.max_tokens, bert.config.max_position_embeddings)
+    for key, (found, limit) in limits.items():
+        if found > limit:
+            raise RecipeError(f"{key}: found {found}, text.encoder {settings.encoder!r} takes at most {limit}")
+    return bert
 
 
 def _row(key: str, name: str, table: dict[str, Any]) -> Any:
@@ -181,5 +187,4 @@ def _load_weights(module: nn.Module, key: str, path: str) -> None:
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:  # safetensors raises its own error, torch RuntimeError
-        reason = str(error).splitlines()[0]
-        raise RecipeError(f"{key} {path!r} does not fit this encoder: {reason}") from None
+        raise RecipeError(f"{key} {path!r} does not fit this encoder: {short_reason(error)}") from None

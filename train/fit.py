@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,8 @@ def batch_logits(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Ten
 
     Each distinct sensor is encoded once and gathered for the lines that share it.
     """
-    distinct: dict[str, Tensor] = {}
-    gathered: dict[str, Tensor] = {}
-    for m in model.modalities:
-        if m in batch.index:
-            distinct[m] = model.head.project_tokens(m, model.encode(m, batch.inputs))
-            gathered[m] = distinct[m][batch.index[m]]  # [B, N, D]
-        else:
-            width = model.head.placeholder[m].shape[0]
-            gathered[m] = torch.zeros(len(batch.labels), model.encoders[m].count, width)
-    return model.head.fuse(gathered, batch.presence)[0], distinct
+    distinct = {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
+    return model.head.fuse(_gather(model, batch, distinct), batch.presence)[0], distinct
 
 
 def batch_loss(model: FusedModel, batch: Batch, settings: TrainSettings) -> tuple[Tensor, dict[str, float]]:
@@ -77,13 +71,24 @@ def validate(
             present = [set(e.sensors) & set(model.modalities) for e in part]
             batch = loader.batch(part, [e.audio for e in part], present)
             distinct = {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
-            gathered = {m: distinct[m][batch.index[m]] for m in model.modalities}
+            gathered = _gather(model, batch, distinct)
             for name in subsets:
                 kept = torch.tensor([float(m in name.split("+")) for m in model.modalities])
                 logits, _ = model.head.fuse(gathered, batch.presence * kept)
                 correct[name] += accuracy(logits, batch.labels) * len(part)
     model.train()
     return {name: value / len(examples) for name, value in correct.items()}
+
+
+def _gather(model: FusedModel, batch: Batch, distinct: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The projected tokens [B, N, D] of every line; zeros for a modality that no line of the batch has."""
+    lines = len(batch.labels)
+    return {
+        m: distinct[m][batch.index[m]]
+        if m in distinct
+        else torch.zeros(lines, model.counts[m], len(model.head.placeholder[m]))
+        for m in model.modalities
+    }
 
 
 def fit(
@@ -114,8 +119,9 @@ def fit(
         task = progress.add_task("training", total=total, completed=step, note="")
         try:
             for batch in _batches(steps, range(step, total), recipe.data.workers):
-                terms = _optimise(model, optimizer, batch, settings, step, total)
-                step += 1
+                with _interrupt_held_back():
+                    terms = _optimise(model, optimizer, batch, settings, step, total)
+                    step += 1
                 for name, value in terms.items():
                     board.add_scalar(f"train/{name}", value, step)
                 progress.update(task, completed=step, note=f"loss {terms['task']:.3f} acc {terms['accuracy']:.3f}")
@@ -152,6 +158,22 @@ def _optimise(
     return terms
 
 
+@contextmanager
+def _interrupt_held_back() -> Iterator[None]:
+    """Let ctrl-C wait for the end of the block: a checkpoint of half a step could not be resumed exactly."""
+    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+        yield
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
+
+
 def _parameter_groups(model: FusedModel, recipe: Recipe) -> list[dict[str, Any]]:
     """Every encoder at its own rate; weight decay on matrices and kernels only, not on biases, norms, placeholders."""
     rates = [(model.encoders[m], getattr(recipe, m).rate) for m in model.modalities] + [(model.head, 1.0)]
@@ -165,7 +187,7 @@ def _parameter_groups(model: FusedModel, recipe: Recipe) -> list[dict[str, Any]]
 
 
 def _batches(steps: TrainingSteps, numbers: range, workers: int) -> Iterator[Batch]:
-    yield from DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers)  # type: ignore[arg-type]
+    yield from DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers)
 
 
 def _progress() -> Progress:

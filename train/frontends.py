@@ -21,6 +21,9 @@ SILENCE = -10.0  # mean log power over the bands; a frame below it carries no sp
 class PixelNorm(nn.Module):
     """uint8 RGB [B, H, W, 3] in 0..255 to float32 [B, 3, H, W], normalised as ImageNet weights expect."""
 
+    scale: Tensor  # [1, 3, 1, 1]
+    shift: Tensor  # [1, 3, 1, 1]
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("scale", 1 / (255 * torch.tensor(IMAGENET_STD)).view(1, 3, 1, 1), persistent=False)
@@ -41,12 +44,15 @@ class LogMel(nn.Module):
     normalisation, Atal 1974) cancels the loudness and the frequency response of a microphone or a room.
     """
 
+    basis: Tensor  # [2 * bins, 1, WINDOW]
+    bands: Tensor  # [bins, MELS]
+
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("basis", dft_basis(WINDOW), persistent=False)  # [2 * bins, 1, WINDOW]
+        self.register_buffer("basis", dft_basis(WINDOW), persistent=False)
         bins = WINDOW // 2 + 1
         bands = melscale_fbanks(bins, 0.0, SAMPLE_RATE / 2, MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-        self.register_buffer("bands", bands * 100, persistent=False)  # [bins, MELS]; Slaney's norm is about 1/100 Hz
+        self.register_buffer("bands", bands * 100, persistent=False)  # Slaney's norm is about 1/100 Hz
 
     def forward(self, audio: Tensor) -> Tensor:
         """Log power per band and frame, minus the band's mean over the frames that sound."""

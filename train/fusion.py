@@ -116,7 +116,14 @@ class Attention(nn.Module):
         return fused, weights * (presence > 0.5)
 
 
-FUSIONS = {"concat": Concat, "sum": Sum, "low_rank": LowRank, "weighted": Weighted, "gated": Gated, "attention": Attention}
+FUSIONS = {
+    "concat": Concat,
+    "sum": Sum,
+    "low_rank": LowRank,
+    "weighted": Weighted,
+    "gated": Gated,
+    "attention": Attention,
+}
 
 
 def _blend(tokens: list[Tensor], score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class FusedModel(nn.Module):
     def __init__(self, recipe: Recipe, labels: int, vocabulary: int) -> None:
         """`labels` is the number of classes, `vocabulary` the number of WordPiece ids (0 without text)."""
         super().__init__()
-        encoders: dict[str, nn.Module] = {}
+        encoders: dict[str, ImageEncoder | AudioEncoder | TextEncoder] = {}
         if recipe.image:
             encoders["image"] = ImageEncoder(recipe.image)
         if recipe.audio:
@@ -76,7 +76,9 @@ class FusedModel(nn.Module):
         if recipe.text:
             encoders["text"] = TextEncoder(recipe.text, vocabulary)
         self.encoders = nn.ModuleDict(encoders)
-        self.head = Head({m: encoder.dim for m, encoder in encoders.items()}, labels, recipe.fusion)
+        self.counts = {m: encoder.count for m, encoder in encoders.items()}  # tokens N
+        self.dims = {m: encoder.dim for m, encoder in encoders.items()}  # their width D_m
+        self.head = Head(self.dims, labels, recipe.fusion)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ RECIPES = Path(__file__).parent / "recipes"
 
 Tokens = Literal["pooled", "all"]
 Rate = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(gt=0)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(_Settings):
@@ -31,7 +32,7 @@ class DataSettings(_Settings):
     # For sounds that speak the line's text: a step hears this many sounds, of as many distinct texts, and lines with
     # the same text share one; 0 leaves every line its own sound.
     sounds_per_step: int = Field(0, ge=0)
-    subsets: dict[str, float] = Field(default_factory=dict)  # "image+text": weight; how often sensors appear together
+    subsets: dict[str, Weight] = Field(default_factory=dict)  # "image+text": weight; how often sensors appear together
     flip: bool = False  # mirror half of the pictures; only where no label tells left from right
     workers: int = Field(0, ge=0)  # processes that decode ahead; 0 decodes in the training process
 
@@ -72,7 +73,7 @@ class FusionSettings(_Settings):
     """How the tokens become one answer."""
 
     kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "attention"] = "gated"
-    dim: int = Field(128, ge=8)
+    dim: int = Field(128, ge=8, multiple_of=4)  # four heads of attention share it
     hidden: int = Field(256, ge=8)  # width of the classifier behind it
     dropout: Rate = 0.0
 
@@ -133,7 +134,7 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
     except FileNotFoundError:
         shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
         raise RecipeError(f"no recipe {name!r}; shipped: {shipped}; or give the path of a .yaml file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or no such date
         raise RecipeError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
@@ -166,17 +167,19 @@ def _apply(document: dict[str, Any], override: str) -> None:
     *sections, leaf = key.split(".")
     target: Any = document
     for section in sections:
-        target = target.setdefault(section, {})
+        if target.get(section) is None:
+            target[section] = {}
+        target = target[section]
         if not isinstance(target, dict):
             raise RecipeError(_unknown_key(key))
     try:
         target[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"{override!r}: the value cannot be read; quote it as in YAML") from None
 
 
 def _unknown_key(key: str) -> str:
-    known = _all_keys(Recipe)
+    known = [k for k in _all_keys(Recipe) if "." in k or "." not in key]  # a section is no answer to section.key
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"unknown recipe key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
 
@@ -185,7 +188,7 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         section = next((t for t in _types_in(field.annotation) if issubclass(t, _Settings)), None)
-        keys += _all_keys(section, f"{prefix}{name}.") if section else [prefix + name]
+        keys += [prefix + name, *(_all_keys(section, f"{prefix}{name}.") if section else ())]
     return keys
 
 

@@ -101,7 +101,7 @@ def flite(text: str, voice: str) -> tuple[NDArray[np.int16], int]:
 
 def save_speech(path: Path, pcm: NDArray[np.int16], rate: int) -> None:
     """Write int16 PCM [T] as a WAV file at SAMPLE_RATE, whole or not at all."""
-    resampled = to_rate(pcm.astype(np.float32) / 32768, rate, SAMPLE_RATE)
+    resampled = to_rate(pcm.astype(np.float32) / np.float32(32768), rate, SAMPLE_RATE)
     buffer = io.BytesIO()
     soundfile.write(buffer, resampled, SAMPLE_RATE, subtype="PCM_16", format="WAV")
     path.parent.mkdir(parents=True, exist_ok=True)

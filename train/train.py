@@ -22,6 +22,7 @@ from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint, label_names, read_manifest
 from edgefuse.runtime.preprocess import Tokenizer
+from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.data import Loader, TrainingSteps
 from edgefuse.train.fit import fit
 from edgefuse.train.model import FusedModel
@@ -52,8 +53,9 @@ class Run:
             document = json.loads((folder / RUN_FILE).read_bytes())
             recipe, labels = parse_recipe(document["recipe"]), tuple(document["labels"])
             tokenizer = (folder / TOKENIZER_FILE).read_bytes() if recipe.text else None
-        except FileNotFoundError:
-            raise RecipeError(f"{folder} is not a run: no {RUN_FILE} in it; make one with `edgefuse train`") from None
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise RecipeError(f"{folder} is not a run: no {missing} in it; make one with `edgefuse train`") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(f"{folder / RUN_FILE} cannot be read ({error}); train the run again") from None
         return cls(folder, recipe, labels, document, tokenizer)
@@ -74,7 +76,7 @@ class Run:
         """The model after training, in evaluation mode.
 
         Raises:
-            RecipeError: the run was not trained to its end.
+            RecipeError: the run was not trained to its end, or its weights are damaged.
         """
         path = self.folder / MODEL_FILE
         if not path.exists():
@@ -82,7 +84,10 @@ class Run:
                 f"{self.folder} is not trained to its end; go on with `edgefuse train ... --out {self.folder}`"
             )
         model = self.new_model()
-        model.load_state_dict(load_file(path))
+        try:
+            model.load_state_dict(load_file(path))
+        except Exception as error:  # safetensors raises its own error, torch RuntimeError
+            raise RecipeError(f"{path} cannot be loaded ({short_reason(error)}); train the run again") from None
         return model.eval()
 
 
@@ -94,10 +99,10 @@ def train(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
         ManifestError: a line of the data cannot be used.
     """
     settings = load_recipe(recipe, overrides)
-    training = read_manifest(settings.data.manifest, split="train")
+    training = _readable(settings, read_manifest(settings.data.manifest, split="train"))
     labels = label_names(training)
     _check_labels(settings, training, labels)
-    validation = read_manifest(settings.data.manifest, split="val", labels=labels)
+    validation = _readable(settings, read_manifest(settings.data.manifest, split="val", labels=labels))
     run = _open_or_start(out, settings, labels, training)
     if "accuracy" in run.document:
         return _result(run)
@@ -148,6 +153,17 @@ def _write_document(run: Run) -> None:
 
 def _result(run: Run) -> dict[str, Any]:
     return {"run": str(run.folder), "accuracy": run.document["accuracy"], "labels": list(run.labels)}
+
+
+def _readable(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    """The lines that have something for the model, which must find each of its modalities among them."""
+    for modality in recipe.modalities:
+        if not any(modality in example.sensors for example in examples):
+            raise RecipeError(
+                f"{recipe.data.manifest}: no {examples[0].split} line has {modality}, which the recipe reads; "
+                f"add some, or leave the section {modality} out"
+            )
+    return [example for example in examples if set(example.sensors) & set(recipe.modalities)]
 
 
 def _check_labels(recipe: Recipe, training: Sequence[Example], labels: tuple[str, ...]) -> None:

@@ -1,0 +1,233 @@
+"""The encoders: sensor tensors to tokens, whatever the table row; pretrained weights from disk; every wrong name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import DistilBertConfig, DistilBertModel
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.train import encoders
+from edgefuse.train.encoders import (
+    AUDIO_ENCODERS,
+    IMAGE_ENCODERS,
+    TEXT_ENCODERS,
+    AttentionPool,
+    AudioEncoder,
+    ConvStem,
+    ImageEncoder,
+    TextEncoder,
+)
+from edgefuse.train.frontends import HOP, SAMPLE_RATE, WINDOW
+from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
+from tests.train_fixtures import tiny_tokenizer
+
+SAMPLES = SAMPLE_RATE // 2
+
+
+def pictures(count: int = 2, height: int = 64, width: int = 96) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def sounds(count: int = 2) -> torch.Tensor:
+    return 0.1 * torch.randn(count, SAMPLES, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def distilbert_folder(tmp_path: Path) -> Path:
+    """A pretrained DistilBERT on disk as transformers saves it."""
+    torch.manual_seed(3)
+    config = DistilBertConfig(vocab_size=50, dim=24, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=12)
+    DistilBertModel(config).save_pretrained(tmp_path / "bert")
+    return tmp_path / "bert"
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+@pytest.mark.parametrize("tokens", ["pooled", "all"])
+def test_pictures_become_one_token_or_one_per_cell(name: str, tokens: str) -> None:
+    encoder = ImageEncoder(ImageSettings(encoder=name, height=64, width=96, tokens=tokens)).eval()
+    with torch.no_grad():
+        found = encoder(pictures())
+    assert encoder.count == (1 if tokens == "pooled" else 6)
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, IMAGE_ENCODERS[name][1])
+
+
+def test_the_pooled_picture_is_the_mean_of_its_cells_as_torchvisions_classifier_sees_it() -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(ImageSettings(height=64, width=96)).eval()
+    with torch.no_grad():
+        planes = encoder.frontend(pictures())
+        expected = torch.nn.functional.adaptive_avg_pool2d(encoder.features(planes), 1).flatten(1)
+        torch.testing.assert_close(encoder(pictures())[:, 0], expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("height", [65, 97])
+def test_a_height_between_the_strides_counts_its_cells_right(height: int) -> None:
+    encoder = ImageEncoder(ImageSettings(height=height, width=33, tokens="all")).eval()
+    with torch.no_grad():
+        assert encoder(pictures(1, height, 33)).shape[1] == encoder.count
+
+
+@pytest.mark.parametrize("name", ["conformer_nano", "conformer_small"])
+@pytest.mark.parametrize("tokens", ["pooled", "all"])
+def test_sounds_become_one_token_or_one_per_40_ms(name: str, tokens: str) -> None:
+    encoder = AudioEncoder(AudioSettings(encoder=name, seconds=0.5, tokens=tokens), SAMPLES).eval()
+    frames = 1 + (SAMPLES - WINDOW) // HOP
+    with torch.no_grad():
+        found = encoder(sounds())
+    assert encoder.count == (1 if tokens == "pooled" else -(-frames // 4))
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, AUDIO_ENCODERS[name]["dim"])
+
+
+def test_a_sound_is_encoded_alike_alone_and_in_a_batch() -> None:
+    encoder = AudioEncoder(AudioSettings(encoder="conformer_nano"), SAMPLES).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(sounds(3))[1:2], encoder(sounds(3)[1:2]), atol=1e-5, rtol=1e-4)
+
+
+def test_the_stem_keeps_every_fourth_frame() -> None:
+    stem = ConvStem(8).eval()
+    frames = torch.zeros(1, 41, 80)
+    silent = stem(frames)
+    assert silent.shape == (1, 11, 8)
+    frames[0, 20] = 1.0  # the middle of output frame 5
+    heard = (stem(frames) - silent).abs().amax(dim=2)[0] > 1e-7
+    assert heard.nonzero().flatten().tolist() == [4, 5, 6]
+
+
+def test_the_attention_pool_is_a_weighted_mean_per_channel() -> None:
+    torch.manual_seed(0)
+    pool, frames = AttentionPool(6), torch.randn(3, 10, 6)
+    pooled = pool(frames)
+    assert pooled.shape == (3, 1, 6)
+    assert (frames.amin(dim=1) < pooled[:, 0]).all()
+    assert (pooled[:, 0] < frames.amax(dim=1)).all()
+    torch.nn.init.zeros_(pool.score.weight)
+    torch.testing.assert_close(pool(frames), frames.mean(dim=1, keepdim=True))
+
+
+def test_speech_is_augmented_in_training_only() -> None:
+    encoder = AudioEncoder(AudioSettings(encoder="conformer_nano"), SAMPLES)
+    calls: list[bool] = []
+    encoder.augment.register_forward_hook(lambda _, given, made: calls.append(given[0] is made))
+    encoder.train()(sounds())
+    encoder.eval()(sounds())
+    assert calls == [False, True]
+
+
+@pytest.mark.parametrize("name", ["distilbert_nano", "distilbert_small"])
+@pytest.mark.parametrize("tokens", ["pooled", "all"])
+def test_texts_become_one_token_or_one_per_wordpiece(name: str, tokens: str) -> None:
+    encoder = TextEncoder(TextSettings(encoder=name, max_tokens=8, tokens=tokens), vocabulary=50).eval()
+    ids, mask = (torch.from_numpy(array) for array in tiny_tokenizer().encode(["is it red", "which color is it"]))
+    with torch.no_grad():
+        found = encoder(ids, mask)
+    assert encoder.count == (1 if tokens == "pooled" else 8)
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, TEXT_ENCODERS[name]["dim"])
+    if tokens == "all":
+        assert torch.equal(found.any(dim=2), mask.bool())  # padding is zero
+
+
+def test_padding_never_changes_a_text() -> None:
+    encoder = TextEncoder(TextSettings(encoder="distilbert_nano", max_tokens=8), vocabulary=50).eval()
+    ids = torch.tensor([[2, 7, 8, 3, 0, 0, 0, 0]], dtype=torch.int32)
+    mask = (ids > 0).int()
+    other = torch.where(mask.bool(), ids, 9)
+    with torch.no_grad():
+        short = encoder(ids[:, :4], mask[:, :4])
+        torch.testing.assert_close(encoder(ids, mask), short, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(encoder(other, mask), short, atol=1e-5, rtol=1e-4)
+
+
+def test_the_masked_mean_is_that_of_transformers_own_mask() -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(TextSettings(encoder="distilbert_nano", max_tokens=8), vocabulary=50).eval()
+    ids, mask = (torch.from_numpy(array) for array in tiny_tokenizer().encode(["is it red", "which color is it"]))
+    with torch.no_grad():
+        hidden = encoder.bert(input_ids=ids.long(), attention_mask=mask.long()).last_hidden_state
+        expected = torch.stack([row[there.bool()].mean(dim=0) for row, there in zip(hidden, mask, strict=True)])
+        torch.testing.assert_close(encoder(ids, mask)[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_pretrained_distilbert_is_loaded_from_a_folder(distilbert_folder: Path) -> None:
+    settings = TextSettings(encoder=str(distilbert_folder), max_tokens=12)
+    encoder = TextEncoder(settings, vocabulary=50).eval()
+    assert encoder.dim == 24
+    saved = DistilBertModel.from_pretrained(distilbert_folder).state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in encoder.bert.state_dict().items())
+
+
+def test_a_pretrained_distilbert_must_fit_the_tokenizer_and_the_length(distilbert_folder: Path) -> None:
+    name = str(distilbert_folder)
+    with pytest.raises(RecipeError, match=r"vocabulary of text\.tokenizer: found 51, .* takes at most 50"):
+        TextEncoder(TextSettings(encoder=name, max_tokens=12), vocabulary=51)
+    with pytest.raises(RecipeError, match=r"text\.max_tokens: found 13, .* takes at most 12"):
+        TextEncoder(TextSettings(encoder=name, max_tokens=13), vocabulary=50)
+
+
+def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no row of the table \(distilbert_nano.*could not be loaded") as caught:
+        TextEncoder(TextSettings(encoder=str(tmp_path)), vocabulary=50)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_not_loaded(distilbert_folder: Path) -> None:
+    weights = distilbert_folder / "model.safetensors"
+    torch.save({"a": torch.zeros(1)}, distilbert_folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(RecipeError, match="could not be loaded"):
+        TextEncoder(TextSettings(encoder=str(distilbert_folder), max_tokens=12), vocabulary=50)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_weights_are_loaded_from_a_local_safetensors(tmp_path: Path, modality: str) -> None:
+    path = str(tmp_path / "weights.safetensors")
+
+    def build(weights: str | None) -> torch.nn.Module:
+        if modality == "image":
+            return ImageEncoder(ImageSettings(height=32, width=32, weights=weights))
+        return AudioEncoder(AudioSettings(encoder="conformer_nano", weights=weights), SAMPLES)
+
+    torch.manual_seed(1)
+    state = build(None).state_dict()
+    save_file(state, path)
+    torch.manual_seed(2)
+    loaded = build(path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+    save_file({name: value for name, value in state.items() if "weight" in name}, path)
+    with pytest.raises(
+        RecipeError, match=rf"{modality}\.weights '.*' does not fit this encoder: .*Missing key"
+    ) as caught:
+        build(path)
+    assert len(str(caught.value)) < 500
+    (tmp_path / "weights.safetensors").write_bytes(b"\x80\x04not safetensors")
+    with pytest.raises(RecipeError, match="does not fit this encoder"):
+        build(path)
+    with pytest.raises(RecipeError, match=r"does not exist; give a \.safetensors file saved from"):
+        build(str(tmp_path / "gone.safetensors"))
+
+
+def test_imagenet_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    build, dim = IMAGE_ENCODERS["mobilenet_v3_small"]
+
+    def stand_in(weights: str | None) -> torch.nn.Module:
+        asked.append(weights)
+        return build(weights=None)
+
+    monkeypatch.setitem(encoders.IMAGE_ENCODERS, "mobilenet_v3_small", (stand_in, dim))
+    ImageEncoder(ImageSettings(weights="imagenet"))
+    ImageEncoder(ImageSettings())
+    assert asked == ["IMAGENET1K_V1", None]
+
+
+def test_an_unknown_encoder_names_the_table() -> None:
+    with pytest.raises(RecipeError, match=r"image\.encoder 'resnet' is unknown; choose one of mobilenet_v3_small, "):
+        ImageEncoder(ImageSettings(encoder="resnet"))
+    with pytest.raises(RecipeError, match=r"audio\.encoder 'wav2vec' is unknown; choose one of conformer_nano, "):
+        AudioEncoder(AudioSettings(encoder="wav2vec"), SAMPLES)
