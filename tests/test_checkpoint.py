@@ -68,7 +68,7 @@ def test_a_file_that_is_cut_off_is_refused_in_one_line(saved: Checkpoint, share:
     whole = saved.path.read_bytes()
     try:
         saved.path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises(RecipeError, match="cannot be resumed .* delete it to start the run again") as caught:
+        with pytest.raises(RecipeError, match=r"cannot be resumed .* delete it to start the run again") as caught:
             saved.restore(*net())
     finally:
         saved.path.write_bytes(whole)

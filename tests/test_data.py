@@ -234,9 +234,7 @@ def test_a_line_shows_only_sensors_it_has_and_the_model_reads() -> None:
     weights = {"image+text": 1, "image+audio": 1, "text": 1}
     taken = asked(tiny_recipe(data={"subsets": weights}), lines, 40)
     assert {frozenset(p) for line, _, p in taken if line.text} == {frozenset({"image", "text"}), frozenset({"text"})}
-    assert {frozenset(p) for line, _, p in taken if not line.text} == {
-        frozenset({"image"})
-    }  # no subset fits: all it has
+    assert {frozenset(p) for line, _, p in taken if not line.text} == {frozenset({"image"})}
     blind = tiny_recipe(data={"subsets": {}, "group_by": None}, image=None)
     assert {frozenset(p) for _, _, p in asked(blind, lines[:4], 2)} == {frozenset({"text"})}
 

@@ -199,14 +199,20 @@ def test_every_parameter_learns_at_its_encoders_rate_and_only_matrices_decay() -
     assert any(name.startswith("encoders.audio.") for name in changed)
 
 
-def test_the_model_learns_the_tiny_corpus() -> None:
-    recipe = tiny_recipe(fusion={"kind": "concat"}, train={"alignment": 0}, image={"rate": 0.3})
+def test_the_model_learns_to_look_at_the_picture_and_to_read_the_question() -> None:
+    recipe = tiny_recipe(
+        data={"subsets": {}},
+        audio=None,
+        text={"rate": 0.3},
+        fusion={"kind": "concat", "dim": 32, "hidden": 32},
+        train={"learning_rate": 0.01},
+    )
     model, lines = new_model(recipe).train(), lines_of("train")
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), lr=0)
     batch = batch_of(recipe, lines)
     losses = [_optimise(model, optimizer, batch, recipe.train, step, 40)["task"] for step in range(40)]
     assert losses[0] > 1.3  # five labels: log 5 is 1.6
-    assert losses[-1] < 0.4
+    assert losses[-1] < 0.5  # the best without the picture is 0.77, the mean entropy of the answers to a question
 
 
 def test_a_step_draws_from_the_seed_and_its_number() -> None:
@@ -281,9 +287,14 @@ def test_ctrl_c_leaves_a_checkpoint_of_whole_steps(tmp_path: Path, monkeypatch: 
 def test_an_interrupt_waits_for_the_end_of_the_block_and_the_handler_comes_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     done = []
-    with pytest.raises(KeyboardInterrupt), _interrupt_held_back():
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append("the whole block")
+
+    def work() -> None:
+        with _interrupt_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("the whole block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["the whole block"]
     assert signal.getsignal(signal.SIGINT) is before
     with _interrupt_held_back():

@@ -84,9 +84,7 @@ def test_sum_adds_the_means() -> None:
 def test_low_rank_is_the_product_with_the_full_tensor_of_its_factors() -> None:
     fusion, tokens = fusion_of("low_rank"), tokens_of(3)
     assert isinstance(fusion, LowRank)
-    means = [
-        np.concatenate([np.ones((3, 1)), token.numpy().mean(axis=1)], axis=1) for token in tokens
-    ]
+    means = [np.concatenate([np.ones((3, 1)), token.numpy().mean(axis=1)], axis=1) for token in tokens]
     factors = [
         np.concatenate([1 + layer.bias.detach().numpy()[:, None], layer.weight.detach().numpy()], axis=1).reshape(
             LowRank.RANK, DIM, 1 + DIM
