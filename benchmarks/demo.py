@@ -1,4 +1,4 @@
-"""The main job, end to end, as the very commands a user would type: data, train, export, quantize, build, predict, bench.
+"""The main job, end to end, as the commands a user would type: data, train, export, quantize, build, bench, predict.
 
 A step whose result is already there is skipped, so a second demo only asks the question again.
 """
@@ -49,14 +49,19 @@ def demo(out: Path) -> dict[str, Any]:
         _edgefuse(*step.arguments)
         seconds[step.title] = round(time.monotonic() - started, 1)
     answers = [_ask(console, out, *sensors) for sensors in (("image", "audio"), ("image", "text"))]
-    report = json.loads((out / "report" / "report.json").read_text())
+    report = json.loads((out / "report" / "report.json").read_bytes())
     return {
         "bundle": str(out / "bundle"),
         "report": str(out / "report" / "index.html"),
-        "answers": answers,
-        "accuracy": report["accuracy"],
         "seconds": seconds,
+        "answers": answers,
+        "accuracy": {part_set: _by_sensors(result) for part_set, result in report["accuracy"].items()},
     }
+
+
+def _by_sensors(result: dict[str, Any]) -> dict[str, float]:
+    """Accuracy with all sensors and with each subset of them."""
+    return {name: round(scores["accuracy"], 4) for name, scores in result["by_subset"].items()}
 
 
 def _steps(out: Path) -> list[Step]:
@@ -82,11 +87,14 @@ def _ask(console: Console, out: Path, *sensors: str) -> dict[str, Any]:
         arguments += [f"--{sensor}", str(getattr(example, sensor))]
     console.print(f"\n[bold]ask about {' and '.join(sensors)}[/bold]\n$ edgefuse {shlex.join(arguments)}")
     answer: dict[str, Any] = json.loads(_edgefuse(*arguments, "--json", capture=True).splitlines()[-1])
-    console.print(
-        f"question: {example.text}   answer: [bold]{answer['label']}[/bold] "
-        f"({answer['confidence']:.0%}, {answer['stages_ms']['total']:.1f} ms)   right: {example.label}"
-    )
-    return {"question": example.text, "sensors": list(sensors), "right": example.label, **answer}
+    return {
+        "question": example.text,
+        "asked": "spoken" if "audio" in sensors else "typed",
+        "answer": answer["label"],
+        "right": example.label,
+        "confidence": round(answer["confidence"], 3),
+        "total_ms": round(answer["stages_ms"]["total"], 1),
+    }
 
 
 def _edgefuse(*arguments: str, capture: bool = False) -> str:

@@ -24,9 +24,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from edgefuse.optimize.fp16 import front_end
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate
-from edgefuse.optimize.samples import Samples
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
+from edgefuse.runtime.samples import Samples
 
 DYNAMIC, STATIC = "dynamic-int8", "static-int8"
 CALIBRATION_BATCH = 8

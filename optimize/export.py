@@ -155,6 +155,7 @@ def _to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[
     assert program is not None
     proto = program.model_proto
     _strip_notes(proto)
+    _cast_pixels_first(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
     return bytes(proto.SerializeToString())
 
@@ -166,6 +167,18 @@ def _strip_notes(proto: onnx.ModelProto) -> None:
         item.ClearField("metadata_props")
     for item in (*proto.graph.input, *proto.graph.output):
         item.ClearField("metadata_props")
+
+
+def _cast_pixels_first(graph: onnx.GraphProto) -> None:
+    """Nothing but the Cast may read uint8 in TensorRT; the exporter takes sizes from the input itself."""
+    pixels = {value.name for value in graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] in pixels]
+    for cast in casts:
+        for node in graph.node:
+            if node.op_type == "Shape" and node.input[0] == cast.input[0]:
+                node.input[0] = cast.output[0]
+        graph.node.remove(cast)
+        graph.node.insert(0, cast)
 
 
 def _compare(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.optimize.samples import Samples
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
@@ -18,6 +17,7 @@ from edgefuse.runtime.evaluate import Bools, Encoded, retention, subsets
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.predictor import Floats, Predictor
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.samples import Samples
 
 REFERENCE = "fp32"
 ENCODER_BATCH = 32

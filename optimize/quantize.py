@@ -18,12 +18,12 @@ from rich.console import Console
 
 from edgefuse.optimize.cpu_parts import cpu_candidates, median_ms
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Settled, Verdict
-from edgefuse.optimize.samples import Samples
 from edgefuse.optimize.trt_parts import FP16, INT8, encoder_candidates, head_candidate
 from edgefuse.runtime.bundle import HEAD, Bundle, PartInfo, part_file, token_tensor
 from edgefuse.runtime.errors import BundleError, GateError, ManifestError
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.samples import Samples
 
 PRECISIONS = ("auto", "fp16", "int8")
 WORTH_IT = 1.05  # how many times as fast as FP32 a cpu candidate has to be, to be more than noise

@@ -9,8 +9,8 @@ from edgefuse.optimize.fp16 import front_end, to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import Candidate
 from edgefuse.optimize.qdq import Site, find_sites, insert, refusal, skip_inputs
-from edgefuse.optimize.samples import Samples
 from edgefuse.runtime.errors import ManifestError
+from edgefuse.runtime.samples import Samples
 
 CALIBRATION_BATCH = 8
 FP16, INT8 = "fp16", "int8+fp16"

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle
-from edgefuse.runtime.errors import GateError, ManifestError, MediaError
+from edgefuse.runtime.errors import GateError, ManifestError
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.predictor import Floats, Predictor
+from edgefuse.runtime.samples import Samples
 
 Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 DRAWS, SEED = 10_000, 0  # of the posterior; the seed is fixed so that a gate decides the same way twice
@@ -72,30 +73,12 @@ def encode_examples(predictor: Predictor, examples: Sequence[Example], batch: in
     tokens: dict[str, Floats] = {}
     rows: dict[str, NDArray[np.int64]] = {}
     for modality in predictor.info.modalities:
-        number: dict[str, int] = {}  # distinct value -> its row
-        first_use: list[tuple[str, str]] = []  # (value, the line that used it first)
-        for example in examples:
-            value = getattr(example, modality)
-            if value is not None and value not in number:
-                number[value] = len(number)
-                first_use.append((value, example.where))
-        rows[modality] = np.array([number.get(getattr(example, modality), -1) for example in examples], np.int64)
-        if first_use:
-            chunks = [first_use[start : start + batch] for start in range(0, len(first_use), batch)]
-            tokens[modality] = np.concatenate([_encode_values(predictor, modality, chunk) for chunk in chunks])
+        samples = Samples(predictor.preprocessor, examples, modality)
+        rows[modality] = samples.rows
+        if len(samples):
+            chunks = [predictor.encode(modality, tensors) for tensors in samples.batches(batch)]
+            tokens[modality] = np.concatenate(chunks)  # [U, N, D]
     return Encoded(predictor, tokens, rows)
-
-
-def _encode_values(predictor: Predictor, modality: str, values: Sequence[tuple[str, str]]) -> Floats:
-    """Tokens [B, N, D] of one batch of (value, line)."""
-    prepared = []
-    for value, where in values:
-        try:
-            prepared.append(predictor.preprocessor.prepare(modality, predictor.preprocessor.decode(modality, value)))
-        except MediaError as error:
-            raise ManifestError(f"{where}: {error}") from None
-    stacked = {name: np.concatenate([tensors[name] for tensors in prepared]) for name in prepared[0]}
-    return predictor.encode(modality, stacked)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -31,11 +31,13 @@ from edgefuse.train.model import Head
 from edgefuse.train.recipe import FusionSettings
 from edgefuse.train.train import RUN_FILE, Run, train
 from edgefuse.train.wordpiece import learn_wordpiece
-from tests.train_fixtures import QUESTIONS, corpus, tiny_recipe, trained_run, write_recipe
+from tests.train_fixtures import QUESTIONS, corpus, trained_run, write_recipe
 
 ROOT = Path(__file__).parent.parent
 DIMS, LABELS = {"image": 12, "audio": 10, "text": 6}, 5
 COUNTS = {"pooled": dict.fromkeys(DIMS, 1), "all": {"image": 4, "audio": 7, "text": 8}}
+
+PLAIN = {"subsets": {}, "group_by": None}
 
 PARSE = """
 import json, sys
@@ -129,7 +131,7 @@ def test_each_part_is_what_torch_computes_for_any_batch(exported: tuple[Bundle, 
             (found,) = run_part(bundle.part("fp32", m), inputs)
             assert found.shape == (count, bundle.info.tokens[m].count, bundle.info.tokens[m].dim)
             np.testing.assert_allclose(found, tokens[m].numpy(), atol=MAX_ABS_ERROR)
-        for presence in ([1.0, 1, 1], [1, 0, 1], [0, 1, 0]):
+        for presence in ([1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 0.0]):
             there = torch.tensor([presence] * count)
             expected = model.head(tokens, there)
             given = {**{f"{m}_tokens": value for m, value in tokens.items()}, "presence": there}
@@ -186,11 +188,15 @@ def test_every_graph_has_opset_18_named_tensors_and_a_free_batch(exported: tuple
             assert all(dim.dim_value > 0 for dim in others)
 
 
-def test_pixels_are_cast_first_and_ids_come_as_int32(exported: tuple[Bundle, dict[str, Any]]) -> None:
-    graph = onnx.load_from_string(exported[0].part("fp32", "image")).graph
+def assert_pixels_are_cast_first(model: bytes) -> None:
+    graph = onnx.load_from_string(model).graph
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert (graph.node[0].op_type, list(graph.node[0].input)) == ("Cast", ["image"])
     assert [node.op_type for node in graph.node if "image" in node.input] == ["Cast"]
+
+
+def test_pixels_are_cast_first_and_ids_come_as_int32(exported: tuple[Bundle, dict[str, Any]]) -> None:
+    assert_pixels_are_cast_first(exported[0].part("fp32", "image"))
     text = onnx.load_from_string(exported[0].part("fp32", "text")).graph
     assert {value.type.tensor_type.elem_type for value in text.input} == {onnx.TensorProto.INT32}
 
@@ -247,8 +253,12 @@ def test_a_model_over_all_tokens_and_fewer_sensors_exports(tmp_path: Path, monke
         fusion={"kind": "attention"},
     )
     said = export(run, tmp_path / "bundle")
-    info = Bundle.open(said["bundle"]).info
-    assert {m: (spec.count, spec.dim) for m, spec in info.tokens.items()} == {"image": (2, 576), "audio": (12, 96)}
+    bundle = Bundle.open(said["bundle"])
+    assert_pixels_are_cast_first(bundle.part("fp32", "image"))
+    assert {m: (spec.count, spec.dim) for m, spec in bundle.info.tokens.items()} == {
+        "image": (2, 576),
+        "audio": (12, 96),
+    }
     assert not (tmp_path / "bundle" / "tokenizer.json").exists()
 
 
@@ -260,7 +270,7 @@ def test_a_distilbert_from_a_folder_is_trained_and_exported(tmp_path: Path, monk
     DistilBertModel(DistilBertConfig(vocab_size=pieces.get_vocab_size(), **size)).save_pretrained(folder)
     pieces.save(str(folder / "tokenizer.json"))
     text = {"encoder": str(folder), "tokenizer": str(folder), "max_tokens": 12}
-    run = untrained_run(tmp_path, monkeypatch, data={"subsets": {}}, audio=None, image=None, text=text)
+    run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None, text=text)
     bundle = Bundle.open(export(run, tmp_path / "bundle")["bundle"])
     assert (bundle.info.tokens["text"].dim, bundle.info.tokens["text"].count) == (24, 1)
     pretrained = DistilBertModel.from_pretrained(folder).eval()
@@ -298,7 +308,7 @@ class Wrong:
 def test_a_part_that_computes_something_else_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    run = untrained_run(tmp_path, monkeypatch, data={"subsets": {}}, audio=None, image=None)
+    run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
     monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), change))
     with pytest.raises(BundleError, match=r"part text: ONNX Runtime differs from torch by .*; nothing was written"):
         export(run, tmp_path / "bundle")
@@ -309,7 +319,7 @@ def test_a_failed_export_leaves_the_bundle_before(
     exported: tuple[Bundle, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(exported[0].folder, tmp_path / "bundle")
-    run = untrained_run(tmp_path, monkeypatch, data={"subsets": {}}, audio=None, image=None)
+    run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
     monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), lambda x: -x))
     with pytest.raises(BundleError, match="nothing was written"):
         export(run, tmp_path / "bundle")
@@ -330,7 +340,7 @@ def test_any_output_that_is_not_a_number_is_found(heads: dict[tuple[str, str], t
 
 
 def test_parts_that_answer_otherwise_in_a_row_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = untrained_run(tmp_path, monkeypatch, data={"subsets": {}}, audio=None, image=None)
+    run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
     monkeypatch.setattr(module, "_compare", lambda *_: 0.0)
     monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), lambda x: -x))
     with pytest.raises(BundleError, match="answer 9 of 9 samples unlike torch"):

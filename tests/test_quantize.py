@@ -16,7 +16,7 @@ from edgefuse.optimize.cpu_parts import DYNAMIC, STATIC
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Verdict
 from edgefuse.optimize.quantize import quantize
-from edgefuse.optimize.samples import Samples
+from edgefuse.runtime.samples import Samples
 from edgefuse.optimize.trt_parts import FP16, INT8
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import BundleError, GateError, ManifestError

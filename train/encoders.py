@@ -58,8 +58,10 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Tokens of a batch of pictures."""
-        cells = self.features(self.frontend(image)).flatten(2)  # [B, D, h * w]
-        return cells.mean(dim=2)[:, None] if self.pooled else cells.transpose(1, 2)  # [B, N, D]
+        cells = self.features(self.frontend(image))  # [B, D, h, w]
+        if self.pooled:
+            return cells.mean(dim=(2, 3))[:, None]  # [B, 1, D]
+        return cells.flatten(2).transpose(1, 2)  # [B, h * w, D]
 
 
 class AudioEncoder(nn.Module):
