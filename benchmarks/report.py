@@ -105,7 +105,7 @@ def _accuracy_table(report: Report) -> str:
         _judged("By type of answer", _by_type(report["accuracy"])),
         markup.paragraph(
             "Accuracy with its 95 % Wilson interval. Kept: the accuracy divided by that of fp32 on the same examples, "
-            "with a 95 % interval from a paired bootstrap."
+            "with a 95 % interval of the paired table of right and wrong, under Jeffreys' prior."
         ),
         wide=True,
     )
