@@ -12,23 +12,6 @@ BAND_MASKS, BAND_WIDTH = 2, 16  # SpecAugment (Park 2019): masks, and most bands
 FRAME_MASKS, FRAME_WIDTH = 2, 16  # most frames of one mask
 TILT = 1.0  # log units that a random spectral tilt and bow add at the outer bands
 NOISE = 1.0  # most standard deviations of noise on the log-mel values
-HISSING, SNR_DB = 0.5, (5.0, 40.0)  # share of sounds that get hiss under them, and how far below the sound it lies
-NARROW, LOWEST_CUT = 0.25, 50  # share of sounds cut to a telephone's width, and the lowest band that is cut (3 kHz)
-
-
-class Hiss(nn.Module):
-    """Adds noise of a drawn colour and level under PCM [B, T] while training, as microphones do; does nothing else."""
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Noise of a drawn signal-to-noise ratio; its colour comes from adding its neighbour to each sample."""
-        if not self.training:
-            return audio
-        batch = audio.shape[0]
-        white = torch.randn_like(audio)
-        noise = white + _uniform(-0.9, 0.9, batch, 1) * white.roll(1, dims=1)
-        loudness = audio.square().mean(dim=1, keepdim=True).sqrt()  # [B, 1]
-        level = loudness * 10 ** (-_uniform(*SNR_DB, batch, 1) / 20) * (torch.rand(batch, 1) < HISSING)
-        return audio + level * noise
 
 
 class SpeechAugment(nn.Module):
@@ -38,7 +21,7 @@ class SpeechAugment(nn.Module):
         """Every sound of the batch gets its own draw from torch's generator."""
         if not self.training:
             return frames
-        frames = _narrow(_warp(frames))
+        frames = _warp(frames)
         frames = _mask(frames, axis=2, count=BAND_MASKS, width=BAND_WIDTH)
         frames = _mask(frames, axis=1, count=FRAME_MASKS, width=FRAME_WIDTH)
         return _tilt_and_noise(frames)
@@ -57,14 +40,6 @@ def _warp(frames: Tensor) -> Tensor:
     band = (torch.linspace(0, 1, bands) * tract) * 2 - 1  # [B, MELS]
     grid = torch.stack(torch.broadcast_tensors(band[:, None, :], time[:, :, None]), dim=-1)  # [B, F, MELS, 2]
     return F.grid_sample(frames[:, None], grid, align_corners=True, padding_mode="zeros")[:, 0]
-
-
-def _narrow(frames: Tensor) -> Tensor:
-    """Cut the bands above a drawn one, as a recording at 8 kHz does."""
-    batch, _, bands = frames.shape
-    drawn = torch.randint(LOWEST_CUT, bands, (batch, 1))
-    cut = torch.where(torch.rand(batch, 1) < NARROW, drawn, bands)
-    return frames.masked_fill((torch.arange(bands) >= cut)[:, None, :], 0.0)
 
 
 def _mask(frames: Tensor, axis: int, count: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_sm
 from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.train.augment import Hiss, SpeechAugment
+from edgefuse.train.augment import SpeechAugment
 from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.frontends import MELS, LogMel, PixelNorm
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
@@ -75,7 +75,7 @@ class AudioEncoder(nn.Module):
         size = _row("audio.encoder", settings.encoder, AUDIO_ENCODERS)
         self.dim = size["dim"]
         self.frontend = LogMel()
-        self.hiss, self.augment = Hiss(), SpeechAugment()
+        self.augment = SpeechAugment()
         self.stem = ConvStem(self.dim)
         self.layers = nn.ModuleList(
             ConformerLayer(self.dim, size["ffn_dim"], size["heads"], size["kernel"], dropout=0.1)
@@ -91,7 +91,7 @@ class AudioEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Tokens of a batch of sounds."""
-        frames = self.stem(self.augment(self.frontend(self.hiss(audio))))  # [B, F / 4, D]
+        frames = self.stem(self.augment(self.frontend(audio)))  # [B, F / 4, D]
         frames = frames.transpose(0, 1)  # [F / 4, B, D], as ConformerLayer takes it
         for layer in self.layers:
             frames = layer(frames, None)
