@@ -9,10 +9,10 @@ import pytest
 
 from edgefuse.optimize.cpu_parts import DYNAMIC, STATIC, cpu_candidates, median_ms
 from edgefuse.optimize.judge import REFERENCE, Candidate
-from edgefuse.runtime.samples import Samples
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.samples import Samples
 from tests.optimize_fixtures import PARTS, cosine, fresh_bundle, inputs_of, outputs
 
 

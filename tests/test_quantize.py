@@ -16,13 +16,13 @@ from edgefuse.optimize.cpu_parts import DYNAMIC, STATIC
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Verdict
 from edgefuse.optimize.quantize import quantize
-from edgefuse.runtime.samples import Samples
 from edgefuse.optimize.trt_parts import FP16, INT8
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import BundleError, GateError, ManifestError
 from edgefuse.runtime.evaluate import evaluate
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.samples import Samples
 from tests.optimize_fixtures import (
     MODALITIES,
     PARTS,
