@@ -94,7 +94,7 @@ def test_every_runtime_module_imports_on_a_device_without_the_heavy_packages():
 def documented_tree() -> dict[str, str]:
     """Path -> comment of each file in the README's tree; lines like `├── recipe.py   what it is`."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = next(block for block in re.findall(r"```\w*\n(.*?)```", readme, flags=re.DOTALL) if "── " in block)
+    block = next(block for block in re.findall(r"```\w*\n(.*?)```", readme, flags=re.DOTALL) if "├── " in block)
     tree: dict[str, str] = {}
     folders: list[str] = []
     for line in block.splitlines():

@@ -26,7 +26,7 @@ from tests.train_fixtures import (
     LINES,
     STEPS,
     corpus,
-    start_edgefuse,
+    edgefuse_process,
     tiny_recipe,
     trained_run,
     write_manifest,
@@ -34,7 +34,7 @@ from tests.train_fixtures import (
 )
 
 LABELS = ("blue", "green", "no", "red", "yes")
-TIMEOUT_S = 300
+TIMEOUT_S = 600  # much, for what may run beside the tests
 
 
 @pytest.fixture
@@ -97,12 +97,12 @@ def test_the_trained_model_is_the_one_that_was_saved_ready_to_answer() -> None:
 
 def test_a_run_that_is_killed_and_resumed_ends_with_the_very_same_weights(tmp_path: Path, recipe: Path) -> None:
     out = tmp_path / "run"
-    process = start_edgefuse("train", recipe, "--out", out)
-    wait_for_step(process, out, 3)
-    process.kill()
-    process.communicate()
+    with edgefuse_process("train", recipe, "--out", out) as process:
+        wait_for_step(process, out, 2)
+        process.kill()
+        process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert 3 <= saved_step(out / CHECKPOINT_FILE) < STEPS
+    assert 2 <= saved_step(out / CHECKPOINT_FILE) < STEPS
     assert not (out / MODEL_FILE).exists()
     with pytest.raises(RecipeError, match=r"not trained to its end; go on with `edgefuse train \.\.\. --out"):
         Run.open(out).trained_model()
@@ -113,18 +113,18 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_very_same_weights(tmp_pa
 def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_finishes(tmp_path: Path, recipe: Path) -> None:
     out = tmp_path / "run"
     command = ("train", recipe, "--out", out, "--json")
-    process = start_edgefuse(*command)
-    wait_for_step(process, out, 2)
-    process.send_signal(signal.SIGINT)
-    answer, log = process.communicate(timeout=TIMEOUT_S)
+    with edgefuse_process(*command) as process:
+        wait_for_step(process, out, 2)
+        process.send_signal(signal.SIGINT)
+        answer, log = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 130
     assert answer == ""
     assert log.splitlines()[-1] == "edgefuse: stopped; what was written so far is intact"
     assert "Traceback" not in log
     assert 2 <= saved_step(out / CHECKPOINT_FILE) < STEPS
 
-    process = start_edgefuse(*command)
-    answer, log = process.communicate(timeout=TIMEOUT_S)
+    with edgefuse_process(*command) as process:
+        answer, log = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, log
     told = json.loads(answer.splitlines()[-1])
     assert told["run"] == str(out)

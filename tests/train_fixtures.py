@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ PICTURES = {"train": 8, "val": 3, "test": 3}
 VOICES = {"train": 2, "val": 1, "test": 1}
 RATE, SECONDS = 16_000, 0.5
 LINES = {split: count * len(QUESTIONS) for split, count in PICTURES.items()}
-STEPS = 12  # of the tiny recipe: 3 epochs of 4
+STEPS = 8  # of the tiny recipe: 2 epochs of 4
 
 
 @functools.cache
@@ -82,7 +84,7 @@ def tiny_document(manifest: Path | None = None, **changes: Any) -> dict[str, Any
         "audio": {"encoder": "conformer_nano", "seconds": SECONDS},
         "text": {"encoder": "distilbert_nano", "max_tokens": 8},
         "fusion": {"kind": "gated", "dim": 16, "hidden": 16},
-        "train": {"epochs": 3, "alignment": 0.1, "checkpoint_every_s": 0},
+        "train": {"epochs": 2, "alignment": 0.1, "checkpoint_every_s": 0},
     }
     document["data"]["subsets"] = {"image+text": 2, "image+audio": 2, "image+audio+text": 1}
     for section, values in changes.items():
@@ -129,15 +131,20 @@ def steps_of(recipe: Recipe) -> TrainingSteps:
     return TrainingSteps(recipe, read_manifest(recipe.data.manifest, split="train"), loader_of(recipe))
 
 
-def start_edgefuse(*arguments: str | Path) -> subprocess.Popen[str]:
-    """The command line in a process of its own, with one thread as here."""
-    return subprocess.Popen(
+@contextmanager
+def edgefuse_process(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process of its own, with one thread as here; it ends with the block at the latest."""
+    with subprocess.Popen(
         [sys.executable, "-m", "edgefuse.runtime.cli", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _new_folder(name: str) -> Path:
