@@ -303,6 +303,16 @@ def test_an_interrupt_waits_for_the_end_of_the_block_and_the_handler_comes_back(
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _interrupt_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_training_in_another_thread_is_left_alone() -> None:
     done = []
 

@@ -161,15 +161,16 @@ def _optimise(
 @contextmanager
 def _interrupt_held_back() -> Iterator[None]:
     """Let ctrl-C wait for the end of the block: a checkpoint of half a step could not be resumed exactly."""
-    if threading.current_thread() is not threading.main_thread():  # only that one gets signals
+    in_main = threading.current_thread() is threading.main_thread()  # only that one may set handlers
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, as under nohup
         yield
         return
     caught: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if caught:
         raise KeyboardInterrupt
 
