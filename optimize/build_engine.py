@@ -36,7 +36,7 @@ _CPU_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(ui
 
 
 def build(
-    bundle_folder: str | Path, *, target: str = "tensorrt-rtx", sm: Sequence[int] = (), max_batch: int = 8
+    bundle_folder: str | Path, *, target: str = "tensorrt-rtx", sm: Sequence[int] = (), max_batch: int = 8, explain: bool = False
 ) -> dict[str, Any]:
     """Compile every trt part for `target`; for "cpu", open and warm every cpu part in ONNX Runtime.
 

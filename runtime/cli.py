@@ -48,6 +48,15 @@ class Sensor(str, Enum):
     text = "text"
 
 
+class TrtVersion(str, Enum):
+    """TensorRT as the check knows it: JetPack 6, JetPack 7.2, the newest, and TensorRT-RTX."""
+
+    jetpack6 = "10.3"
+    jetpack7 = "10.16"
+    newest = "11"
+    rtx = "rtx"
+
+
 BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 PartDir = Annotated[
@@ -88,6 +97,27 @@ def easy_vqa(
     _run("train.corpora:easy_vqa", as_json, out, voices)
 
 
+@data.command("av-digits")
+def av_digits(
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
+    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak the digits.")] = 60,
+    as_json: Json = False,
+) -> None:
+    """Noisy audio-visual digits: handwritten and spoken by synthesizers."""
+    _run("train.corpora:av_digits", as_json, out, voices)
+
+
+@app.command()
+def qat(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained run.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training lines.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a run with INT8 rounding in the loop (quantization-aware training)."""
+    _run("train.qat:qat", as_json, run, out, epochs)
+
+
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.", show_default=False)],
@@ -113,6 +143,40 @@ def quantize(
 
 
 @app.command()
+def check(
+    model: Annotated[Path, typer.Argument(help="An .onnx file or a bundle.", show_default=False)],
+    target: Annotated[
+        list[TrtVersion] | None,
+        typer.Option(help="TensorRT version; may be repeated.", show_default="all"),
+    ] = None,
+    fix: Annotated[Path | None, typer.Option(help="Write a mended copy of the .onnx file here.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Ask TensorRT-RTX's own parser too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What TensorRT would refuse, or take and silently do otherwise; no GPU needed. Exit 1 unless all is well."""
+    options: dict[str, Any] = {"targets": [version.value for version in target]} if target else {}
+    _run("optimize.preflight:check", as_json, model, fix=fix, verify=verify, **options)
+
+
+@app.command()
+def parity(
+    bundle: BundlePath,
+    manifest: Manifest = None,
+    run: Annotated[Path | None, typer.Option(help="The run it was exported from, to begin at torch.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Examples to compare on, evenly spread.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Hop by hop from torch to INT8: where numbers drift apart, and which node lost most."""
+    _run("optimize.parity:parity", as_json, bundle, manifest=manifest, run=run, limit=limit)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine can build and run, and why not."""
+    _run("optimize.doctor:doctor", as_json)
+
+
+@app.command()
 def build(
     bundle: BundlePath,
     target: Annotated[
@@ -120,10 +184,12 @@ def build(
     ] = "tensorrt-rtx",
     sm: Annotated[list[int] | None, typer.Option(help="GPUs by compute capability, as in --sm 86 89.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the engines.")] = 8,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what the compiler made of INT8, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compile the parts of a bundle to engines."""
-    _run("optimize.build_engine:build", as_json, bundle, target=target, sm=tuple(sm or ()), max_batch=max_batch)
+    options = {"target": target, "sm": tuple(sm or ()), "max_batch": max_batch, "explain": explain}
+    _run("optimize.build_engine:build", as_json, bundle, **options)
 
 
 @app.command()
@@ -204,6 +270,8 @@ def _run(does: str, as_json: bool, *arguments: Any, **options: Any) -> None:
         from edgefuse.runtime.show import show
 
         show({key: result[key] for key in SHOWN.get(does, result) if key in result})
+    if result.get("verdict", "ok") != "ok":
+        raise typer.Exit(1)
 
 
 def _call(does: str, *arguments: Any, **options: Any) -> dict[str, Any]:
