@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
-from edgefuse.runtime.evaluate import Bools, Encoded, retention, subsets
+from edgefuse.runtime.evaluate import ALL, Answered, Encoded, retention, right_by_subset
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.predictor import Floats, Predictor
 from edgefuse.runtime.preprocess import Preprocessor
@@ -68,12 +68,12 @@ class Judge:
     def __init__(self, bundle: Bundle, examples: Sequence[Example]) -> None:
         self._bundle = bundle
         self.modalities = bundle.info.modalities
-        self._truth = np.array([bundle.info.labels.index(example.label or "") for example in examples])  # [n]
+        self._examples = examples
         preprocessor = Preprocessor(bundle)
         self._samples = {m: Samples(preprocessor, examples, m) for m in self.modalities}
         self._tokens: dict[tuple[str, str], Floats] = {}  # (modality, precision) -> [U, N, D]
         self._heads: dict[str, _Head] = {}
-        self._right: dict[tuple[str, ...], dict[str, Bools]] = {}  # choice -> subset -> [n of that subset]
+        self._answered: dict[tuple[str, ...], dict[str, Answered]] = {}  # choice -> subset -> who is right
 
     def add(self, part: str, candidates: Sequence[Candidate]) -> None:
         """Take the candidates of a part; an encoder runs over all examples now, decoding each file once."""
@@ -96,14 +96,14 @@ class Judge:
             GateError: the reference answers nothing right.
         """
         reference, candidate = self._answers(dict.fromkeys(choice, REFERENCE)), self._answers(choice)
-        share, interval = retention(reference[""], candidate[""])
-        complete = [name for name in reference if name]
-        pooled, _ = retention(*(np.concatenate([right[name] for name in complete]) for right in (reference, candidate)))
+        share, interval = retention(reference[ALL].right, candidate[ALL].right)
+        complete = [name for name in reference if name != ALL]
+        pooled, _ = retention(*(np.concatenate([a[name].right for name in complete]) for a in (reference, candidate)))
         by_subset = {
             name: {
-                "accuracy": float(candidate[name].mean()),
-                "reference": float(reference[name].mean()),
-                "n": len(reference[name]),
+                "accuracy": float(candidate[name].right.mean()),
+                "reference": float(reference[name].right.mean()),
+                "n": len(reference[name].right),
             }
             for name in complete
         }
@@ -132,20 +132,15 @@ class Judge:
             del granted[min(granted, key=lambda part: alone[part, granted[part]])]
         return Settled({**base, **granted}, verdict, alone)
 
-    def _answers(self, choice: Mapping[str, str]) -> dict[str, Bools]:
-        """Which answers are right: with all sensors ("", every example), and per subset that some example has."""
+    def _answers(self, choice: Mapping[str, str]) -> dict[str, Answered]:
+        """Which answers are right: with all sensors that a line has, and per subset that some line has."""
         key = tuple(choice[part] for part in (*self.modalities, HEAD))
-        if key not in self._right:
+        if key not in self._answered:
             rows = {m: self._samples[m].rows for m in self.modalities}
             tokens = {m: self._tokens[m, choice[m]] for m in self.modalities if (m, choice[m]) in self._tokens}
             encoded = Encoded(Predictor(self._bundle, self._heads[choice[HEAD]]), tokens, rows)
-            right = {"": encoded.logits(self.modalities).argmax(axis=1) == self._truth}
-            for subset in subsets(self.modalities):
-                complete = np.all([rows[m] >= 0 for m in subset], axis=0)  # [n]
-                if complete.any():
-                    right["+".join(subset)] = (encoded.logits(subset).argmax(axis=1) == self._truth)[complete]
-            self._right[key] = right
-        return self._right[key]
+            self._answered[key] = right_by_subset(encoded, self._examples)
+        return self._answered[key]
 
 
 class _Head:

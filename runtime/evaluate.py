@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 DRAWS, SEED = 10_000, 0  # of the posterior; the seed is fixed so that a gate decides the same way twice
 JEFFREYS = 0.5  # prior count of each cell of a multinomial
 HEAD_BATCH = 256  # examples that pass the head at once
+ALL = "all"  # every sensor that an example has, be it one or all of them
 
 Bools = NDArray[np.bool_]
 
@@ -42,20 +43,21 @@ class Encoded:
     def __init__(
         self, predictor: Predictor, tokens: Mapping[str, Floats], rows: Mapping[str, NDArray[np.int64]]
     ) -> None:
+        self.info = predictor.info
+        self.rows = rows
         self._predictor = predictor
         self._tokens = tokens
-        self._rows = rows
 
     def logits(self, sensors: Collection[str]) -> Floats:
         """Logits [n, C] from these sensors only; an example that lacks one of them has presence 0 there."""
-        n = len(next(iter(self._rows.values())))
+        n = len(next(iter(self.rows.values())))
         batches = [self._head(slice(start, start + HEAD_BATCH), sensors) for start in range(0, n, HEAD_BATCH)]
         return np.concatenate(batches)  # [n, C]
 
     def _head(self, batch: slice, sensors: Collection[str]) -> Floats:
         presence, tokens = [], {}
-        for modality in self._predictor.info.modalities:
-            rows = self._rows[modality][batch]  # [B]
+        for modality in self.info.modalities:
+            rows = self.rows[modality][batch]  # [B]
             present = (rows >= 0) & (modality in sensors)  # [B]
             presence.append(present.astype(np.float32))
             if modality in self._tokens:
@@ -79,6 +81,47 @@ def encode_examples(predictor: Predictor, examples: Sequence[Example], batch: in
             chunks = [predictor.encode(modality, tensors) for tensors in samples.batches(batch)]
             tokens[modality] = np.concatenate(chunks)  # [U, N, D]
     return Encoded(predictor, tokens, rows)
+
+
+class Answered(NamedTuple):
+    """Some examples, and which of them are answered right."""
+
+    lines: NDArray[np.int64]  # [k], their numbers among all examples
+    right: Bools  # [k]
+
+
+def right_by_subset(encoded: Encoded, examples: Sequence[Example], drop: Collection[str] = ()) -> dict[str, Answered]:
+    """Who is answered right from which sensors.
+
+    Args:
+        encoded: the tokens of `examples`.
+        examples: labelled, with labels that the model knows.
+        drop: sensors that ALL does without.
+
+    Returns:
+        Under ALL the examples with every sensor that each has, `drop` excepted; then each subset of sensors, as in
+        "image+text", on the examples that have it entirely. What no example has is left out.
+
+    Raises:
+        ManifestError: no example has a sensor that ALL may use.
+    """
+    modalities = encoded.info.modalities
+    truth = np.array([encoded.info.labels.index(example.label or "") for example in examples])  # [n]
+    has = {modality: encoded.rows[modality] >= 0 for modality in modalities}  # [n] each
+    asked = {"+".join(subset): (subset, np.all([has[m] for m in subset], axis=0)) for subset in subsets(modalities)}
+    kept = tuple(modality for modality in modalities if modality not in drop)
+    any_kept = np.any([has[m] for m in kept] or [np.zeros(len(examples), bool)], axis=0)  # [n]
+    if not any_kept.any():
+        raise ManifestError(
+            f"{examples[0].where}: no line of split {examples[0].split!r} has a sensor that is left to the model "
+            f"({', '.join(kept) or 'none'}); drop fewer sensors or give other lines"
+        )
+    answered = {}
+    for name, (sensors, measured) in {ALL: (kept, any_kept), **asked}.items():
+        if measured.any():
+            right = encoded.logits(sensors).argmax(axis=1) == truth  # [n]
+            answered[name] = Answered(np.flatnonzero(measured), right[measured])
+    return answered
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -149,35 +192,27 @@ def evaluate(
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
     """
     opened = Bundle.open(bundle)
-    modalities = opened.info.modalities
     examples = read_manifest(manifest, split=split, labels=opened.info.labels, limit=limit)
-    has = {m: np.array([getattr(example, m) is not None for example in examples]) for m in modalities}  # [n] each
-    kept = [modality for modality in modalities if modality not in drop]
-    usable = np.any([has[modality] for modality in kept], axis=0) if kept else np.zeros(len(examples), bool)
-    if not usable.any():
-        raise ManifestError(f"{manifest}: no line of split {split!r} has a sensor that is left; drop fewer sensors")
-    truth = np.array([opened.info.labels.index(example.label or "") for example in examples])  # [n]
-    types = [example.answer_type for example in examples]
-    by_subset = {}
+    types = answer_types(examples)
     with OnnxBackend(opened, part_set) as backend:
-        encoded = encode_examples(Predictor(opened, backend), examples)
-        headline = _report(encoded.logits(kept).argmax(axis=1) == truth, usable, types)
-        for subset in subsets(modalities):
-            complete = np.all([has[modality] for modality in subset], axis=0)  # [n]
-            if complete.any():
-                right = encoded.logits(subset).argmax(axis=1) == truth  # [n]
-                by_subset["+".join(subset)] = _report(right, complete, types)
+        answered = right_by_subset(encode_examples(Predictor(opened, backend), examples), examples, drop)
+    reports = {name: _report(right, types[lines]) for name, (lines, right) in answered.items()}
     told = {"part_set": backend.part_set, "manifest": str(manifest), "split": split}
-    return {**headline, "by_subset": by_subset, **told}
+    return {**reports.pop(ALL), "by_subset": reports, **told}
 
 
-def _report(right: Bools, chosen: Bools, types: Sequence[str | None]) -> dict[str, Any]:
-    """Accuracy over the chosen examples, and of each answer type among them."""
-    kinds = np.array([kind or "" for kind in types])
-    by_type = {str(kind): _score(right[chosen & (kinds == kind)]) for kind in np.unique(kinds[chosen]) if kind}
-    return {**_score(right[chosen]), "by_answer_type": by_type}
+def answer_types(examples: Sequence[Example]) -> NDArray[np.str_]:
+    """The answer type of each example [n], "" where it has none."""
+    return np.array([example.answer_type or "" for example in examples])
 
 
-def _score(right: Bools) -> dict[str, Any]:
+def score(right: Bools) -> dict[str, Any]:
+    """Accuracy with its interval."""
     correct, n = int(right.sum()), len(right)
     return {"accuracy": correct / n, "interval": list(wilson(correct, n)), "n": n}
+
+
+def _report(right: Bools, types: NDArray[np.str_]) -> dict[str, Any]:
+    """Accuracy over some examples, and of each answer type among them."""
+    by_type = {str(kind): score(right[types == kind]) for kind in np.unique(types) if kind}
+    return {**score(right), "by_answer_type": by_type}

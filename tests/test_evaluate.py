@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import GateError, ManifestError
-from edgefuse.runtime.evaluate import encode_examples, evaluate, retention, subsets, wilson
+from edgefuse.runtime.evaluate import ALL, encode_examples, evaluate, retention, right_by_subset, subsets, wilson
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.predictor import Predictor
 
@@ -73,8 +73,29 @@ def test_a_dropped_sensor_is_not_used(tiny, write_manifest):
     found = evaluate(tiny.bundle, path, drop=["text"])
 
     assert (found["accuracy"], found["n"]) == (1.0, 1)  # the second line has no sensor left
-    with pytest.raises(ManifestError, match="no line of split 'test' has a sensor that is left; drop fewer sensors"):
+    with pytest.raises(ManifestError, match=r"no line of split 'test' has a sensor .* \(audio\); drop fewer sensors"):
         evaluate(tiny.bundle, path, drop=["text", "image"])
+    with pytest.raises(ManifestError, match=r"\(none\); drop fewer sensors"):
+        evaluate(tiny.bundle, path, drop=["text", "image", "audio"])
+
+
+def test_who_is_right_is_told_with_the_numbers_of_the_lines(tiny, write_manifest):
+    bundle = Bundle.open(tiny.bundle)
+    path = write_manifest(
+        {"text": "green", "label": "green"},
+        {"image": "red.png", "text": "blue", "label": "red"},
+        {"image": "blue.png", "label": "blue"},
+    )
+    examples = read_manifest(path)
+    with OnnxBackend(bundle) as backend:
+        answered = right_by_subset(encode_examples(Predictor(bundle, backend), examples), examples)
+
+    assert {name: (lines.tolist(), right.tolist()) for name, (lines, right) in answered.items()} == {
+        ALL: ([0, 1, 2], [True, False, True]),
+        "image": ([1, 2], [True, True]),
+        "text": ([0, 1], [True, False]),
+        "image+text": ([1], [False]),
+    }
 
 
 def test_each_distinct_value_is_encoded_once(tiny):

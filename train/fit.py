@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 
@@ -136,6 +137,18 @@ def fit(
             raise
     checkpoint.save(model, optimizer, step)
     return scores or validate(model, loader, validation, subsets)
+
+
+def settle_norms(model: FusedModel, batch: Batch) -> None:
+    """Take the statistics of batch norms from one batch: an untrained model then has activations of normal size."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0  # this batch alone
+    with torch.no_grad():
+        batch_logits(model.train(), batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def _optimise(

@@ -65,6 +65,7 @@ class TextSettings(_Settings):
     tokenizer: str = "corpus"  # "corpus" learns WordPiece from the training texts; else a hub name, folder or .json
     max_tokens: int = Field(32, ge=4)
     vocabulary: int = Field(8000, ge=100)  # most pieces that "corpus" learns
+    table_rows: int = Field(0, ge=0)  # least rows of the embedding table; more than pieces leave room for others
     tokens: Tokens = "pooled"  # one token, or one per WordPiece
     rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
 
@@ -81,7 +82,7 @@ class FusionSettings(_Settings):
 class TrainSettings(_Settings):
     """The loop."""
 
-    epochs: int = Field(30, gt=0)
+    epochs: int = Field(30, ge=0)  # 0 leaves the weights random: size and speed of a model can be had before training
     learning_rate: float = Field(3e-3, gt=0)  # the peak of the schedule
     warmup: Rate = 0.15  # share of all steps before the peak
     weight_decay: float = Field(0.01, ge=0)

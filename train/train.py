@@ -24,7 +24,7 @@ from edgefuse.runtime.manifest import Example, fingerprint, label_names, read_ma
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.data import Loader, TrainingSteps
-from edgefuse.train.fit import fit
+from edgefuse.train.fit import fit, settle_norms
 from edgefuse.train.model import FusedModel
 from edgefuse.train.recipe import Recipe, load_recipe, parse_recipe
 from edgefuse.train.wordpiece import tokenizer_document
@@ -69,8 +69,9 @@ class Run:
     def new_model(self) -> FusedModel:
         """The run's model before training, seeded by the recipe."""
         torch.manual_seed(self.recipe.train.seed)
-        tokenizer = self.text_tokenizer()
-        return FusedModel(self.recipe, len(self.labels), tokenizer.vocabulary_size if tokenizer else 0)
+        tokenizer, text = self.text_tokenizer(), self.recipe.text
+        rows = max(tokenizer.vocabulary_size, text.table_rows) if tokenizer and text else 0
+        return FusedModel(self.recipe, len(self.labels), rows)
 
     def trained_model(self) -> FusedModel:
         """The model after training, in evaluation mode.
@@ -110,7 +111,11 @@ def train(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
     loader = Loader(settings, labels, run.text_tokenizer())
     steps = TrainingSteps(settings, training, loader)
     subsets = list(settings.data.subsets) or ["+".join(settings.modalities)]
-    scores = fit(model, steps, loader, validation, subsets, settings, out)
+    if settings.train.epochs:
+        scores = fit(model, steps, loader, validation, subsets, settings, out)
+    else:
+        scores = {}
+        settle_norms(model, steps[0])
     write_atomic(out / MODEL_FILE, save({name: t.contiguous() for name, t in model.state_dict().items()}))
     run.document["accuracy"] = scores
     _write_document(run)
