@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgefuse.runtime.backend import Tensors
-from edgefuse.runtime.backend_onnx import open_session
+from edgefuse.runtime.backend import OpenParts
+from edgefuse.runtime.backend_onnx import open_session, run_session
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.evaluate import ALL, Answered, Encoded, retention, right_by_subset
 from edgefuse.runtime.manifest import Example
@@ -72,14 +70,14 @@ class Judge:
         preprocessor = Preprocessor(bundle)
         self._samples = {m: Samples(preprocessor, examples, m) for m in self.modalities}
         self._tokens: dict[tuple[str, str], Floats] = {}  # (modality, precision) -> [U, N, D]
-        self._heads: dict[str, _Head] = {}
+        self._heads: dict[str, OpenParts] = {}  # precision -> a backend with this head and nothing else
         self._answered: dict[tuple[str, ...], dict[str, Answered]] = {}  # choice -> subset -> who is right
 
     def add(self, part: str, candidates: Sequence[Candidate]) -> None:
         """Take the candidates of a part; an encoder runs over all examples now, decoding each file once."""
         sessions = {c.precision: open_session(c.model, exact_qdq=c.exact_qdq) for c in candidates}
         if part == HEAD:
-            self._heads.update({precision: _Head(session) for precision, session in sessions.items()})
+            self._heads.update({p: OpenParts({HEAD: partial(run_session, s)}) for p, s in sessions.items()})
             return
         tokens: dict[str, list[Floats]] = {precision: [] for precision in sessions}
         for batch in self._samples[part].batches(ENCODER_BATCH):
@@ -141,30 +139,3 @@ class Judge:
             encoded = Encoded(Predictor(self._bundle, self._heads[choice[HEAD]]), tokens, rows)
             self._answered[key] = right_by_subset(encoded, self._examples)
         return self._answered[key]
-
-
-class _Head:
-    """A backend that has a head and nothing else."""
-
-    name = "judge"
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def load(self, part: str) -> None:
-        """The session is open."""
-
-    def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-
-    def close(self) -> None:
-        """Nothing to free before the session itself goes."""
-
-    def __enter__(self) -> _Head:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

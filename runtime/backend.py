@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Tensors = Mapping[str, NDArray[Any]]
+Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> named outputs, batch first
 
 
 class Backend(Protocol):
@@ -34,3 +35,34 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class OpenParts:
+    """A backend over parts that someone else has opened.
+
+    Args:
+        runners: part -> what runs it; it may hold only the parts that are going to run.
+    """
+
+    name = "open parts"
+
+    def __init__(self, runners: Mapping[str, Runner]) -> None:
+        self._runners = runners
+
+    def load(self, part: str) -> None:
+        """Every part is open."""
+
+    def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        """Run `part` on named tensors."""
+        return self._runners[part](inputs)
+
+    def close(self) -> None:
+        """The parts belong to who opened them."""
+
+    def __enter__(self) -> OpenParts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -44,6 +44,12 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False) -> 
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}") from None
 
 
+def run_session(session: Any, inputs: Tensors) -> dict[str, NDArray[Any]]:
+    """Every output of a session by its name."""
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+
 class OnnxBackend:
     """Runs a part set on ONNX Runtime; a part is loaded when it is first needed, so a missing sensor costs nothing.
 
@@ -79,10 +85,8 @@ class OnnxBackend:
             BundleError: as `load`, or the part does not take these tensors, so part and contract differ.
         """
         self.load(part)
-        session = self._sessions[part]
-        names = [output.name for output in session.get_outputs()]
         try:
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return run_session(self._sessions[part], inputs)
         except Exception as error:  # onnxruntime's own errors share no base class
             raise BundleError(
                 f"{self._bundle.folder}: {part} of {self.part_set} does not run as the contract says ({error}); "
