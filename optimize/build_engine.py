@@ -1,42 +1,61 @@
 """Compile the parts of a bundle: `python optimize/build_engine.py bundle --target tensorrt-rtx`, as `edgefuse build`.
 
-TensorRT runs in a child process for each part (compiler.py). An engine that is there already and still fits its part,
-compiler, GPUs and batch is kept.
+TensorRT runs in a child process for each part (compile_process.py). An engine that is there already and still fits its
+part, compiler, machine and options is kept; one that is built anew takes its place only when it is whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-import os
-import signal
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+import onnx
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edgefuse.optimize.compiler import Job, gpu_sm, load_package, workspace_bytes
+from edgefuse.optimize.compile_process import run_compiler
+from edgefuse.optimize.compiler import Job, load_package
 from edgefuse.optimize.plan import parse_layers, summary
 from edgefuse.runtime.backend_onnx import open_session
 from edgefuse.runtime.bundle import HEAD, Bundle, part_file
-from edgefuse.runtime.engines import COMPILED_SET, Sidecar, engine_file, read_sidecar
+from edgefuse.runtime.engines import COMPILED_SET, Sidecar, engine_file, read_sidecar, staged_file, write_sidecar
 from edgefuse.runtime.errors import EngineError
 from edgefuse.runtime.files import write_atomic
+from edgefuse.runtime.machine import PLATFORM, find_gpu
 
 PORTABLE_SM = (80, 86, 89, 120)  # what TensorRT-RTX builds for unless told: Ampere, Ada and Blackwell
 _CPU_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What all engines of one build have in common."""
+
+    target: str  # tensorrt-rtx or tensorrt
+    version: str  # of TensorRT
+    sm: tuple[int, ...]  # compute capabilities of the GPUs
+    gpu: str | None  # name of the GPU, where engines are tuned for one
+    cuda: str | None  # newest CUDA of its driver
+    max_batch: int  # largest batch
+    optimization_level: int | None  # 0 to 5, TensorRT's default where None
+
+
 def build(
-    bundle_folder: str | Path, *, target: str = "tensorrt-rtx", sm: Sequence[int] = (), max_batch: int = 8, explain: bool = False
+    bundle_folder: str | Path,
+    *,
+    target: str = "tensorrt-rtx",
+    sm: Sequence[int] = (),
+    max_batch: int = 8,
+    optimization_level: int | None = None,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Compile every trt part for `target`; for "cpu", open and warm every cpu part in ONNX Runtime.
 
@@ -45,6 +64,8 @@ def build(
         target: "tensorrt-rtx" (any machine, also without a GPU), "tensorrt" (this machine's GPU) or "cpu".
         sm: compute capabilities to build for, 86 for 8.6; PORTABLE_SM where empty. tensorrt-rtx only.
         max_batch: largest batch that the engines take; they are tuned for batch 1.
+        optimization_level: how long TensorRT searches for fast kernels, 0 to 5; its default, 3, where None. tensorrt
+            only: the plans of TensorRT-RTX are the same at every level.
 
     Returns:
         {engines: [{path, target, kernels, bytes_touched, seconds, reused}]}; kernels and bytes for one example.
@@ -56,51 +77,65 @@ def build(
     bundle = Bundle.open(bundle_folder)
     if sm and target != "tensorrt-rtx":
         raise EngineError(f"--sm is for tensorrt-rtx; {target} compiles for the machine it runs on: leave --sm out")
+    if optimization_level is not None and target != "tensorrt":
+        raise EngineError(f"--optimization-level is for tensorrt; {target} has no levels: leave it out")
     parts = (*bundle.info.modalities, HEAD)
     bundle.part_info("cpu" if target == "cpu" else COMPILED_SET, HEAD)  # refuse a missing part set now
     if target == "cpu":
         return {"engines": [_warm(bundle, part) for part in parts]}
-    version = str(load_package(target).__version__)
-    gpus = tuple(sorted(set(sm) or PORTABLE_SM)) if target == "tensorrt-rtx" else gpu_sm()
-    console = Console(stderr=True)
+    options = _options(target, sm, max_batch, optimization_level)
     columns = (
         TextColumn("{task.description:<6}"),
         BarColumn(),
         TextColumn("{task.fields[phase]}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
-        engines = [_engine(bundle, part, target, version, gpus, max_batch, progress) for part in parts]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        engines = [_engine(bundle, part, options, progress) for part in parts]
     return {"engines": engines}
 
 
-def _engine(
-    bundle: Bundle, part: str, target: str, version: str, sm: tuple[int, ...], max_batch: int, progress: Progress
-) -> dict[str, Any]:
+def _options(target: str, sm: Sequence[int], max_batch: int, optimization_level: int | None) -> Options:
+    version = str(load_package(target).__version__)
+    if target == "tensorrt-rtx":  # one engine for many GPUs, drivers and systems
+        return Options(target, version, tuple(sorted(set(sm) or PORTABLE_SM)), None, None, max_batch, None)
+    with contextlib.suppress(EngineError):  # the compiler will say what is wrong with the GPU
+        gpu = find_gpu()
+        return Options(target, version, (gpu.sm,), gpu.name, gpu.cuda, max_batch, optimization_level)
+    return Options(target, version, (), None, None, max_batch, optimization_level)
+
+
+def _engine(bundle: Bundle, part: str, options: Options, progress: Progress) -> dict[str, Any]:
     """Build one engine, or keep the one that is there."""
     source = bundle.part(COMPILED_SET, part)
-    task = progress.add_task(part, total=None, phase="")
-    path = engine_file(bundle.folder, target, part)
-    wanted = {
-        "part": part,
-        "target": target,
-        "tensorrt_version": version,
-        "sm": sm,
-        "batch": (1, 1, max_batch),
-        "source_sha256": hashlib.sha256(source).hexdigest(),
-    }
+    task = progress.add_task(part, total=1.0, phase="")
+    wanted = _wanted(bundle, part, options, source)
     sidecar = _fitting(bundle.folder, wanted)
     reused = sidecar is not None
     if sidecar is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = engine_file(bundle.folder, target, part, ".log")
-        built = _compile(Job(target, sm, max_batch, str(path)), source, log, part, progress, task)
-        plan = summary(parse_layers(log.read_text(errors="replace")))
-        sidecar = Sidecar.model_validate({**wanted, **built, **plan})
-        write_atomic(engine_file(bundle.folder, target, part, ".json"), sidecar.model_dump_json(indent=2).encode())
-    progress.update(task, total=1, completed=1, phase="kept" if reused else "done")
+        sidecar = _compile(bundle.folder, wanted, options, source, progress, task)
+    progress.update(task, completed=1.0, phase="kept" if reused else "done")
     told = {"kernels": sidecar.kernels, "bytes_touched": sidecar.bytes_touched, "seconds": sidecar.seconds}
-    return {"path": str(path), "target": target, **told, "reused": reused}
+    path = engine_file(bundle.folder, options.target, part)
+    return {"path": str(path), "target": options.target, **told, "reused": reused}
+
+
+def _wanted(bundle: Bundle, part: str, options: Options, source: bytes) -> dict[str, Any]:
+    """What the sidecar of an engine must say that is not to be built again."""
+    return {
+        "part": part,
+        "target": options.target,
+        "tensorrt_version": options.version,
+        "sm": options.sm,
+        "gpu": options.gpu,
+        "cuda": options.cuda,
+        "platform": PLATFORM,
+        "batch": (1, 1, options.max_batch),
+        "precision": bundle.part_info(COMPILED_SET, part).precision,
+        "optimization_level": options.optimization_level,
+        "source_sha256": hashlib.sha256(source).hexdigest(),
+    }
 
 
 def _fitting(folder: Path, wanted: dict[str, Any]) -> Sidecar | None:
@@ -115,51 +150,44 @@ def _fitting(folder: Path, wanted: dict[str, Any]) -> Sidecar | None:
     return sidecar if hashlib.sha256(data).hexdigest() == sidecar.engine_sha256 else None
 
 
-def _compile(job: Job, model: bytes, log: Path, part: str, progress: Progress, task: Any) -> dict[str, Any]:
-    """Run the compiler's process to its end; returns what it says it built."""
-    command = [sys.executable, "-m", "edgefuse.optimize.compiler"]
-    environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # a crash then leaves its Python stack in the log
-    pipe = subprocess.PIPE
-    with (
-        log.open("wb") as stderr,
-        subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, start_new_session=True
-        ) as child,
-    ):
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            with contextlib.suppress(BrokenPipeError):  # it died before it read the part: see below how
-                child.stdin.write(json.dumps(asdict(job)).encode() + b"\n" + model)
-                child.stdin.close()
-            answer = _follow(child.stdout, progress, task)
-            code = child.wait()
-        finally:
-            child.kill()  # ctrl-C reaches only this process, since the child has its own session
-    if "built" in answer:
-        return dict(answer["built"])
-    raise EngineError(f"{part}: {answer['error'] if 'error' in answer else _death(job.target, code)} (log: {log})")
+def _compile(
+    folder: Path, wanted: dict[str, Any], options: Options, source: bytes, progress: Progress, task: TaskID
+) -> Sidecar:
+    """Build one engine in a process of its own and put it in the place of the old one."""
+    part, target = wanted["part"], options.target
+    staged, log = staged_file(folder, target, part), engine_file(folder, target, part, ".failed.log")
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    cache = str(_timing_cache(folder, options)) if target == "tensorrt" else None
+    job = Job(target, options.sm, options.max_batch, str(staged), cache, options.optimization_level)
+    try:
+        built = run_compiler(
+            job,
+            source,
+            log,
+            show=lambda phase, done: progress.update(task, completed=done, phase=phase),
+            warn=lambda note: progress.console.print(f"{part}: {note}", style="yellow", markup=False),
+        )
+    except EngineError as error:
+        raise EngineError(f"{part}: {error} (log: {log})") from None
+    plan = built.pop("plan")
+    measured = summary(parse_layers(log.read_text(errors="replace")))
+    sidecar = Sidecar.model_validate({**wanted, **built, **measured, "opset": _opset(source)})
+    write_sidecar(folder, sidecar)
+    log.replace(engine_file(folder, target, part, ".log"))
+    if plan is not None:
+        write_atomic(engine_file(folder, target, part, ".plan.json"), plan.encode())
+    return sidecar
 
 
-def _follow(lines: IO[bytes], progress: Progress, task: Any) -> dict[str, Any]:
-    """Show the child's progress until it ends; returns its last word, {} where it had none."""
-    answer: dict[str, Any] = {}
-    for line in lines:
-        event = json.loads(line)
-        if "total" in event or "completed" in event or "phase" in event:
-            progress.update(task, **event)
-        else:
-            answer = event
-    return answer
+def _timing_cache(folder: Path, options: Options) -> Path:
+    """One file per TensorRT and GPU: what one has timed tells nothing of another."""
+    name = re.sub(r"[^\w.]+", "-", f"{options.version}-{options.gpu or 'gpu'}-sm{'-'.join(map(str, options.sm))}")
+    return engine_file(folder, options.target, f"timing-{name}", ".cache")
 
 
-def _death(target: str, code: int) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    memory = f"it had {workspace_bytes() / 2**20:.0f} MiB to work with"
-    return (
-        f"the {target} compiler {how} and said no more; {memory}: if that is little, close other programs or build "
-        "with --max-batch 1, else report the last lines of its log"
-    )
+def _opset(source: bytes) -> int:
+    opsets = onnx.load_model_from_string(source).opset_import
+    return next(int(entry.version) for entry in opsets if entry.domain in ("", "ai.onnx"))
 
 
 def _warm(bundle: Bundle, part: str) -> dict[str, Any]:

@@ -42,9 +42,10 @@ PLAIN = {"subsets": {}, "group_by": None}
 PARSE = """
 import json, sys
 from pathlib import Path
-from edgefuse.optimize.compiler import _logger, load_package, parser_errors
-trt = load_package("tensorrt-rtx")
-logger = _logger(trt)
+from edgefuse.optimize.compiler import parser_errors, use_package
+trt = use_package("tensorrt-rtx")
+from edgefuse.optimize.trt_callbacks import Logger
+logger = Logger()
 builder = trt.Builder(logger)
 for path in sys.argv[1:]:
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
