@@ -1,0 +1,218 @@
+"""Any ONNX model as something that can be asked, also one that is broken, foreign, huge or full of inner graphs.
+
+graph.py edits our own parts and refuses all others; here as little as possible is refused. The large weights leave the
+model before its types and shapes are inferred, since onnx copies a model several times over for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+from google.protobuf.message import DecodeError, EncodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, shape_inference
+
+from edgefuse.optimize.weights import Weights, one_line
+from edgefuse.runtime.errors import BundleError
+
+Shape = tuple[Optional[int], ...]  # None: a size that only the running model knows
+ONNX = ("", "ai.onnx")  # both names mean the standard operators
+RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
+
+
+class View:
+    """A model, its weights apart.
+
+    Args:
+        model: a serialized ONNX model.
+        folder: where weights that are not in the model itself are; None where there can be none.
+
+    Raises:
+        BundleError: not ONNX, cut off, or its weights are missing or not as many as their shape says.
+    """
+
+    def __init__(self, model: bytes, folder: Path | None = None) -> None:
+        self.model = _parsed(model)
+        self.weights = Weights(self.model, folder)
+        self.opset = max((int(entry.version) for entry in self.model.opset_import if entry.domain in ONNX), default=1)
+        self.functions = [function.name for function in self.model.functions]
+        self.main = Scope(_inferred(_inlined(self.model)).graph, self.weights, None)
+
+    def scopes(self) -> Iterator[Scope]:
+        """The main graph, then the graphs inside its nodes, and inside theirs."""
+        waiting = [self.main]
+        while waiting:
+            scope = waiting.pop()
+            yield scope
+            waiting += scope.inner
+
+    def serialize(self) -> bytes:
+        """`self.model` as it is now, with its weights."""
+        whole = ModelProto()
+        whole.CopyFrom(self.model)
+        self.weights.put_back(whole)
+        try:
+            return bytes(whole.SerializeToString())
+        except (EncodeError, ValueError):
+            raise BundleError("the model is over 2 GB, more than one ONNX file can hold; mend what made it") from None
+
+
+class Scope:
+    """One graph: the main one, or the body of an If, Loop or Scan. Names it does not define are its parent's."""
+
+    def __init__(self, graph: GraphProto, weights: Weights, parent: Scope | None) -> None:
+        self.graph, self.weights, self.parent = graph, weights, parent
+        self.nodes = list(graph.node)
+        self.inputs = [value.name for value in graph.input]
+        self.outputs = [value.name for value in graph.output]
+        self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers: dict[str, NodeProto] = {}
+        self.readers: dict[str, list[NodeProto]] = {}
+        self._values = {value.name: value for value in (*graph.value_info, *graph.output, *graph.input)}
+        for node in self.nodes:
+            self.producers.update((name, node) for name in node.output if name)
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+            if node.op_type == "Constant" and len(node.output) == 1 and (tensor := _constant(node)) is not None:
+                self.tensors[node.output[0]] = tensor
+        self.inner = [Scope(body, weights, self) for node in self.nodes for body in bodies(node)]
+
+    def knows(self, name: str) -> bool:
+        """Whether anything defines `name` here or around."""
+        here = name in self.producers or name in self.tensors or name in self.inputs
+        return here or (self.parent is not None and self.parent.knows(name))
+
+    def tensor(self, name: str) -> TensorProto | None:
+        """The constant `name`, None where it is computed; its content may be apart, see `array`."""
+        if name in self.tensors:
+            return self.tensors[name]
+        if self.parent is None or name in self.producers or name in self._values:
+            return None
+        return self.parent.tensor(name)
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """The content of a constant, also behind Identity and Cast nodes; None where it is computed.
+
+        Raises:
+            BundleError: the constant is damaged.
+        """
+        tensor = self.tensor(name)
+        if tensor is not None:
+            return self.weights.array(tensor)
+        node = self.producers.get(name)
+        if node is None or node.op_type not in ("Identity", "Cast", "CastLike"):
+            return None
+        found = self.array(node.input[0]) if node.input and node.input[0] not in node.output else None
+        to = self.type(name)
+        if found is None or node.op_type == "Identity" or not to:
+            return found
+        with np.errstate(over="ignore", invalid="ignore"):
+            return found.astype(helper.tensor_dtype_to_np_dtype(to))
+
+    def type(self, name: str) -> int:
+        """Element type, a number of TensorProto.DataType; 0 where it is unknown or no tensor."""
+        tensor = self.tensor(name)
+        if tensor is not None:
+            return int(tensor.data_type)
+        if name in self._values:
+            return int(self._values[name].type.tensor_type.elem_type)
+        return self.parent.type(name) if self.parent is not None else 0
+
+    def shape(self, name: str) -> Shape | None:
+        """Sizes of a tensor; None where not even their number is known."""
+        tensor = self.tensor(name)
+        if tensor is not None:
+            return tuple(tensor.dims)
+        if name in self._values:
+            kind = self._values[name].type.tensor_type
+            if not kind.HasField("shape"):
+                return None
+            return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+        return self.parent.shape(name) if self.parent is not None else None
+
+    @cached_property
+    def static(self) -> frozenset[str]:
+        """What can be computed before the model runs: constants, sizes of fixed shapes, and what is made of those."""
+        found = set(self.parent.static if self.parent is not None else ())
+        found.update(self.tensors)
+        for node in self.nodes:
+            sizes = node.op_type in ("Shape", "Size") and None not in (self.shape(node.input[0]) or (None,))
+            if sizes or (node.op_type not in RANDOM and all(name in found for name in node.input if name)):
+                found.update(node.output)
+        return frozenset(found - {""})
+
+
+def bodies(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs inside a node."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """The value of an attribute; strings as str, lists as lists."""
+    for found in node.attribute:
+        if found.name == name and not found.ref_attr_name:
+            value = helper.get_attribute_value(found)
+            return value.decode(errors="replace") if isinstance(value, bytes) else value
+    return default
+
+
+def label(node: NodeProto) -> str:
+    """What to call a node: its name, else its first output."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+def _parsed(model: bytes) -> ModelProto:
+    proto = ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except DecodeError:
+        raise BundleError("it is no ONNX model, or a part of one (protobuf cannot read it); export it again") from None
+    if not proto.ir_version or not (proto.graph.node or proto.graph.output):
+        raise BundleError("it is no ONNX model (no graph in it); export it again")
+    return proto
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model without local functions: TensorRT's parser, too, steps into them."""
+    calls = {
+        (function.domain, function.name): {(node.domain, node.op_type) for node in function.node}
+        for function in model.functions
+    }
+    while leaves := [key for key, called in calls.items() if not called & calls.keys()]:
+        for key in leaves:
+            del calls[key]
+    if calls:
+        raise BundleError(f"its local function {next(iter(calls))[1]!r} calls itself; export the model again")
+    try:
+        return inliner.inline_local_functions(model) if model.functions else model
+    except Exception as error:  # onnx has no base class for what its C++ raises
+        raise BundleError(f"its local functions do not fit together ({one_line(error)}); export it again") from None
+
+
+def _inferred(model: ModelProto) -> ModelProto:
+    """The model with the types and shapes that onnx can find out; as it is where onnx gives up."""
+    for data_prop in (True, False):
+        try:
+            return shape_inference.infer_shapes(model, data_prop=data_prop)
+        except Exception:  # noqa: S112 # onnx has no base class for what its C++ raises; the rules do with what is told
+            continue
+    return model
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """The tensor that a Constant node makes; None for the forms that TensorRT has not."""
+    for found in node.attribute:
+        if found.name == "value" and found.type == AttributeProto.TENSOR:
+            return found.t
+        if found.name in ("value_float", "value_floats", "value_int", "value_ints"):
+            value = np.asarray(helper.get_attribute_value(found))
+            kind = TensorProto.FLOAT if "float" in found.name else TensorProto.INT64
+            return helper.make_tensor(node.output[0], kind, value.shape, value.ravel().tolist())
+    return None
