@@ -1,7 +1,7 @@
 """Export a run as a bundle with FP32 parts: `python optimize/export.py runs/a --out bundle`, as `edgefuse export`.
 
-The only file of this room that knows torch. Each part is run in ONNX Runtime against torch on real samples before
-anything is written.
+The only file of this room that knows torch. The parts are run in a row in ONNX Runtime against torch on real samples
+before anything is written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
-from edgefuse.runtime.backend_onnx import open_session
+from edgefuse.runtime.backend import Runner, Tensors
+from edgefuse.runtime.backend_onnx import open_session, run_session
 from edgefuse.runtime.bundle import (
     HEAD,
     SENSOR_TENSORS,
@@ -79,14 +80,19 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     tensors, batch = _sample_tensors(source, model)
     parts: dict[str, bytes] = {}
     errors: dict[str, float] = {}
+    values: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in tensors.items()}
     console = Console(stderr=True)
     for part, (module, inputs, outputs) in _parts(model).items():
         parts[part] = _to_onnx(module, {name: tensors[name] for name in inputs}, outputs)
-        errors[part] = _compare(part, parts[part], tensors, inputs, outputs)
+        found = run_session(open_session(parts[part]), {name: values[name] for name in inputs})
+        errors[part] = _largest_error(part, found, tensors)
+        values.update(found)  # so the head gets what ONNX Runtime made of the sensors
         console.print(
             f"exported {part}: {len(parts[part]) / 1e6:.1f} MB, max error {errors[part]:.1e}", highlight=False
         )
-    _check_top1(parts, tensors, batch, model)
+    same = values["logits"].argmax(axis=1) == tensors["logits"].numpy().argmax(axis=1)
+    if not same.all():
+        raise BundleError(f"the exported parts answer {int((~same).sum())} of {len(same)} samples unlike torch")
     files = {part_file("fp32", part): data for part, data in parts.items()}
     if source.tokenizer is not None:
         files[TOKENIZER_FILE] = source.tokenizer
@@ -94,6 +100,25 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     sizes = {part: len(data) for part, data in parts.items()}
     samples = len(batch.labels)
     return {"bundle": str(bundle.folder), "bytes": sizes, "max_abs_error": max(errors.values()), "samples": samples}
+
+
+def torch_parts(run: Path) -> dict[str, Runner]:
+    """What torch computes of each part of a run, from named tensors to named tensors, as a session of the part would.
+
+    Raises:
+        RecipeError: `run` is no finished run.
+    """
+
+    def runner(module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
+        def run_part(tensors: Tensors) -> dict[str, NDArray[np.float32]]:
+            with torch.no_grad():
+                found = module(*(torch.from_numpy(tensors[name]) for name in inputs))
+            found = found if isinstance(found, tuple) else (found,)
+            return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+
+        return run_part
+
+    return {part: runner(*about) for part, about in _parts(Run.open(run).trained_model()).items()}
 
 
 def _parts(model: FusedModel) -> dict[str, tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:
@@ -181,12 +206,9 @@ def _cast_pixels_first(graph: onnx.GraphProto) -> None:
         graph.node.insert(0, cast)
 
 
-def _compare(
-    part: str, model: bytes, tensors: Mapping[str, Tensor], inputs: Sequence[str], outputs: Sequence[str]
-) -> float:
-    """The largest difference between ONNX Runtime and torch on the samples."""
-    results = open_session(model).run(list(outputs), {name: tensors[name].numpy() for name in inputs})
-    errors = [np.abs(r - tensors[name].numpy()).max() for name, r in zip(outputs, results, strict=True)]
+def _largest_error(part: str, found: Tensors, expected: Mapping[str, Tensor]) -> float:
+    """The largest difference between the outputs of a part and torch."""
+    errors = [np.abs(array - expected[name].numpy()).max() for name, array in found.items()]
     error = float(np.max(errors))  # NaN if any is: the built-in max would pass over it
     if not error <= MAX_ABS_ERROR:
         raise BundleError(
@@ -194,17 +216,6 @@ def _compare(
             f"{MAX_ABS_ERROR:.0e}; nothing was written; report this with the recipe"
         )
     return error
-
-
-def _check_top1(parts: Mapping[str, bytes], tensors: Mapping[str, Tensor], batch: Batch, model: FusedModel) -> None:
-    """All parts in a row must give torch's answer on every sample."""
-    values: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in tensors.items()}
-    for part, (_, inputs, outputs) in _parts(model).items():
-        results = open_session(parts[part]).run(list(outputs), {name: values[name] for name in inputs})
-        values.update(zip(outputs, results, strict=True))
-    same = values["logits"].argmax(axis=1) == tensors["logits"].numpy().argmax(axis=1)
-    if not same.all():
-        raise BundleError(f"the exported parts answer {int((~same).sum())} of {len(same)} samples unlike torch")
 
 
 def _contract(run: Run, model: FusedModel) -> BundleInfo:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,17 @@ from torch import Tensor, nn
 from transformers import DistilBertConfig, DistilBertModel
 
 from edgefuse.optimize import export as module
-from edgefuse.optimize.export import MAX_ABS_ERROR, OPSET, HeadPart, _compare, _to_onnx, _with_gaps, export
-from edgefuse.runtime.backend_onnx import OnnxBackend, open_session
+from edgefuse.optimize.export import (
+    MAX_ABS_ERROR,
+    OPSET,
+    HeadPart,
+    _largest_error,
+    _to_onnx,
+    _with_gaps,
+    export,
+    torch_parts,
+)
+from edgefuse.runtime.backend_onnx import OnnxBackend, open_session, run_session
 from edgefuse.runtime.bundle import HEAD, MODALITIES, SENSOR_TENSORS, Bundle, part_file
 from edgefuse.runtime.errors import BundleError, RecipeError
 from edgefuse.runtime.manifest import read_manifest
@@ -295,14 +305,13 @@ def test_the_samples_lack_each_sensor_in_turn_and_never_all() -> None:
     assert _with_gaps(torch.ones(3, 1)).tolist() == [[1]] * 3
 
 
-class Wrong:
-    """An ONNX Runtime session whose outputs are changed."""
+def change_outputs(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
+    """Let ONNX Runtime compute something else from now on."""
 
-    def __init__(self, session: Any, change: Any) -> None:
-        self._session, self._change = session, change
+    def run_otherwise(session: Any, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {name: change(array) for name, array in run_session(session, inputs).items()}
 
-    def run(self, *arguments: Any) -> list[NDArray[np.float32]]:
-        return [self._change(output) for output in self._session.run(*arguments)]
+    monkeypatch.setattr(module, "run_session", run_otherwise)
 
 
 @pytest.mark.parametrize("change", [lambda x: x + 2 * MAX_ABS_ERROR, lambda x: x * np.nan], ids=["off", "nan"])
@@ -310,7 +319,7 @@ def test_a_part_that_computes_something_else_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
     run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
-    monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), change))
+    change_outputs(monkeypatch, change)
     with pytest.raises(BundleError, match=r"part text: ONNX Runtime differs from torch by .*; nothing was written"):
         export(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
@@ -321,7 +330,7 @@ def test_a_failed_export_leaves_the_bundle_before(
 ) -> None:
     shutil.copytree(exported[0].folder, tmp_path / "bundle")
     run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
-    monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), lambda x: -x))
+    change_outputs(monkeypatch, np.negative)
     with pytest.raises(BundleError, match="nothing was written"):
         export(run, tmp_path / "bundle")
     bundle = Bundle.open(tmp_path / "bundle")
@@ -334,16 +343,30 @@ def test_any_output_that_is_not_a_number_is_found(heads: dict[tuple[str, str], t
     tensors = head_inputs("pooled", np.ones((2, 3)))
     with torch.no_grad():
         logits, weights = part(*tensors.values())
-    names = ("logits", "weights")
-    assert _compare(HEAD, graph, {**tensors, "logits": logits, "weights": weights}, list(tensors), names) < 1e-5
+    found = dict(zip(("logits", "weights"), run_part(graph, tensors), strict=True))
+    assert _largest_error(HEAD, found, {"logits": logits, "weights": weights}) < 1e-5
     with pytest.raises(BundleError, match="differs from torch by nan"):
-        _compare(HEAD, graph, {**tensors, "logits": logits, "weights": weights * torch.nan}, list(tensors), names)
+        _largest_error(HEAD, found, {"logits": logits, "weights": weights * torch.nan})
+
+
+def test_torch_runs_part_by_part_as_a_session_does(exported: tuple[Bundle, dict[str, Any]]) -> None:
+    bundle, parts = exported[0], torch_parts(trained_run())
+    batch = unseen_lines(Run.open(trained_run()), 3)
+    inputs = {name: value.numpy() for name, value in batch.inputs.items()}
+    tokens = {}
+    for part in MODALITIES:
+        given = {name: inputs[name] for name in SENSOR_TENSORS[part]}
+        (expected,) = run_part(bundle.part("fp32", part), {name: torch.from_numpy(x) for name, x in given.items()})
+        tokens.update(parts[part](given))
+        np.testing.assert_allclose(tokens[f"{part}_tokens"], expected, atol=MAX_ABS_ERROR)
+    answer = parts[HEAD]({**{name: x[:1] for name, x in tokens.items()}, "presence": np.ones((1, 3), np.float32)})
+    assert {name: value.shape for name, value in answer.items()} == {"logits": (1, 5), "weights": (1, 3)}
 
 
 def test_parts_that_answer_otherwise_in_a_row_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = untrained_run(tmp_path, monkeypatch, data=PLAIN, audio=None, image=None)
-    monkeypatch.setattr(module, "_compare", lambda *_: 0.0)
-    monkeypatch.setattr(module, "open_session", lambda model: Wrong(open_session(model), lambda x: -x))
+    monkeypatch.setattr(module, "MAX_ABS_ERROR", np.inf)
+    change_outputs(monkeypatch, np.negative)
     with pytest.raises(BundleError, match="answer 9 of 9 samples unlike torch"):
         export(run, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
