@@ -1,7 +1,7 @@
 """Asks TensorRT-RTX's own ONNX parser, in a process of its own, since some models crash it.
 
-Started as `python -m edgefuse.optimize.ask_parser`. For each model, stdin holds a line of JSON, {"bytes": n, "path": p},
-and then the n bytes; stdout gets {"started": index} and then {"taken": bool, "says": "..."}.
+Started as `python -m edgefuse.optimize.ask_parser`. For each model, stdin holds {"bytes": n, "path": p} as a line of
+JSON and then the n bytes; stdout gets {"started": index} and then {"taken": bool, "says": "..."}.
 """
 
 from __future__ import annotations

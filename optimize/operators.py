@@ -2,12 +2,14 @@
 
 Three sources, in this order: every operator of ONNX's own node tests in every type, given to the parser of TensorRT-RTX
 1.7.1 (tests/test_operators.py measures that again); the support matrix of onnx-tensorrt 10.15, docs/operators.md; and
-for "since" its changelog and TensorRT's release notes. The parser looks at the name of an operator only, not its domain.
+for "since" its changelog and TensorRT's release notes. The parser looks at an operator's name only, not its domain.
 """
 
 from __future__ import annotations
 
 from onnx import TensorProto
+
+from edgefuse.optimize.view import Scope
 
 _T = TensorProto
 
@@ -23,16 +25,17 @@ TENSORS = FLOATS | QUANTIZED | INTEGERS | BOOL | UINT8  # all that TensorRT has 
 _ROWS: tuple[tuple[frozenset[int], str], ...] = (
     (
         FLOATS | QUANTIZED,
-        """Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Conv ConvTranspose Cos Cosh Einsum Elu Erf
-        Exp Floor Gelu Gemm GroupNormalization HardSigmoid HardSwish ImageScaler InstanceNormalization IsInf IsNaN
+        """Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Conv ConvTranspose Cos Cosh Einsum Elu
+        Erf Exp Floor Gelu Gemm GroupNormalization HardSigmoid HardSwish ImageScaler InstanceNormalization IsInf IsNaN
         LayerNormalization LeakyRelu Log LogSoftmax LRN MatMul MaxPool ParametricSoftplus PRelu Reciprocal Resize Round
-        ScaledTanh Selu Shrink Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu Upsample""",
+        ScaledTanh Selu Shrink Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+        Upsample""",
     ),
     (
         FLOATS | QUANTIZED | INTEGERS,
-        """Abs Add ArgMax ArgMin DepthToSpace Div GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual Less
-        LessOrEqual Max Min Mod Mul Neg ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-        ReduceProd ReduceSum ReduceSumSquare Relu RMSNormalization Sign SpaceToDepth Sub Sum TopK""",
+        """Abs Add ArgMax ArgMin DepthToSpace Div GlobalAveragePool GlobalLpPool GlobalMaxPool Greater GreaterOrEqual
+        Less LessOrEqual Max Min Mod Mul Neg ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean
+        ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu RMSNormalization Sign SpaceToDepth Sub Sum TopK""",
     ),
     (
         TENSORS - UINT8,
@@ -87,3 +90,41 @@ INSTEAD = {
 def name_of(kind: int) -> str:
     """FLOAT, INT8, ...; for messages."""
     return str(TensorProto.DataType.Name(kind)) if kind in TensorProto.DataType.values() else f"type {kind}"
+
+
+# They give out what they take in.
+_MOVES = frozenset(
+    ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose")
+    + ("Unsqueeze",)
+)
+    [
+        "Concat",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+
+
+def imported_type(scope: Scope, name: str) -> int:
+    """The type that a value has for the parser: uint8 constants become INT32, quantized uint8 INT8, DOUBLE FLOAT."""
+    kind = scope.type(name)
+    if kind == TensorProto.DOUBLE:
+        return int(TensorProto.FLOAT)
+    if kind != TensorProto.UINT8:
+        return kind
+    if scope.tensor(name) is not None:
+        return int(TensorProto.INT32)
+    node, seen = scope.producers.get(name), set[str]()
+    while node is not None and node.op_type in _MOVES and node.input and node.input[0] not in seen:
+        seen.add(node.input[0])
+        node = scope.producers.get(node.input[0])
+    return int(TensorProto.INT8) if node is not None and node.op_type == "QuantizeLinear" else kind

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import cache
-from math import prod
 from typing import Any
 
 from onnx import NodeProto, TensorProto, defs
 
 from edgefuse.optimize.finding import TARGETS, Finding, before
-from edgefuse.optimize.operators import INSTEAD, PLUGINS, RTX_REFUSES, SINCE, TAKEN, TENSORS, UINT8, name_of
+from edgefuse.optimize.operators import (
+    FLOATS,
+    INSTEAD,
+    PLUGINS,
+    RTX_REFUSES,
+    SINCE,
+    TAKEN,
+    TENSORS,
+    imported_type,
+    name_of,
+)
 from edgefuse.optimize.view import ONNX, Scope, View, attribute, label
 
 _RTX = ("rtx",)
@@ -27,7 +36,9 @@ def parser_findings(view: View) -> Iterator[Finding]:
                 yield _unknown(node)
                 continue
             if missing := [name for name in node.input if name and not scope.knows(name)]:
-                yield _refused(node, "dangling-input", f"nothing makes its input {missing[0]!r}", "export the model again")
+                yield _refused(
+                    node, "dangling-input", f"nothing makes its input {missing[0]!r}", "export the model again"
+                )
                 continue
             for rule in (_age, _types, _mixed, _uint8, _outputs, _attributes, _constants, _special):
                 yield from rule(scope, node, view.opset)
@@ -76,21 +87,13 @@ def _age(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
 def _types(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     if not node.input or node.op_type in _QDQ:
         return
-    kind = _kind(scope, node.input[0])
+    kind = imported_type(scope, node.input[0])
     if kind and kind not in TAKEN[node.op_type]:
         effect = f"{node.op_type} of {name_of(kind)} is not supported"
         yield _refused(node, "operator-type", effect, "cast to float (or int32 where the values are whole) before it")
     elif kind in RTX_REFUSES.get(node.op_type, ()):
         effect = f"TensorRT-RTX does not parse {node.op_type} of {name_of(kind)}"
         yield _refused(node, "operator-type", effect, "cast to FLOAT before it and back behind it", _RTX)
-
-
-def _kind(scope: Scope, name: str) -> int:
-    """Type that the parser sees: uint8 constants become INT32, DOUBLE becomes FLOAT."""
-    kind = scope.type(name)
-    if kind == TensorProto.UINT8 and scope.tensor(name) is not None:
-        return int(TensorProto.INT32)
-    return int(TensorProto.FLOAT) if kind == TensorProto.DOUBLE else kind
 
 
 @cache
@@ -100,20 +103,26 @@ def _type_variables(op: str, opset: int) -> tuple[tuple[str, ...], bool]:
         schema = defs.get_schema(op, opset)
     except defs.SchemaError:
         return (), False
-    repeats = any(formal.option == defs.OpSchema.FormalParameterOption.Variadic and formal.is_homogeneous for formal in schema.inputs)
+    repeats = any(
+        formal.option == defs.OpSchema.FormalParameterOption.Variadic and formal.is_homogeneous
+        for formal in schema.inputs
+    )
     variables = {constraint.type_param_str for constraint in schema.type_constraints}
     return tuple(formal.type_str if formal.type_str in variables else "" for formal in schema.inputs), repeats
+
+
+_MIXES = ("Pow", "Pad")  # the parser casts for them
 
 
 def _mixed(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     """Operands that ONNX wants to be of one type and that are not."""
     variables, repeats = _type_variables(node.op_type, opset)
-    if node.op_type in _QDQ or not variables:
+    if node.op_type in _QDQ or node.op_type in _MIXES or not variables:
         return
     found: dict[str, dict[int, str]] = defaultdict(dict)
     for index, name in enumerate(node.input):
         variable = variables[min(index, len(variables) - 1)] if repeats or index < len(variables) else ""
-        kind = _kind(scope, name) if name else 0
+        kind = imported_type(scope, name) if name else 0
         if variable and kind:
             found[variable].setdefault(kind, name)
     for kinds in found.values():
@@ -125,19 +134,19 @@ def _mixed(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
 
 def _uint8(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     for name in node.output:
-        if scope.type(name) == TensorProto.UINT8 and name not in scope.outputs and name not in scope.tensors:
+        if imported_type(scope, name) == TensorProto.UINT8 and name not in scope.outputs:
             effect = "its output is uint8, which TensorRT allows for inputs and outputs of the graph only"
             mend = "make Cast to float the first node after a uint8 input, before any Transpose, Slice or Reshape"
             yield _refused(node, "uint8-intermediate", effect, mend)
 
 
 # Operator -> how many outputs TensorRT gives.
-_OUTPUTS = {"LayerNormalization": 1, "BatchNormalization": 1, "MaxPool": 1, "Attention": 1}
+OUTPUTS = {"LayerNormalization": 1, "BatchNormalization": 1, "MaxPool": 1, "Attention": 1}
 
 
 def _outputs(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     wanted = [name for name in node.output if name]
-    if len(wanted) > _OUTPUTS.get(node.op_type, len(wanted)):
+    if len(wanted) > OUTPUTS.get(node.op_type, len(wanted)):
         effect = f"{node.op_type} with {len(wanted)} outputs; TensorRT gives the first only"
         yield _refused(node, "extra-output", effect, "remove the outputs that only training needs")
 
@@ -202,7 +211,13 @@ _CONSTANTS: tuple[tuple[str, int, bool], ...] = (
     ("Dropout", 2, False),
 )
 # Inputs that decide sizes. They may be computed, but not out of a float input of the graph.
-_SIZES: dict[str, tuple[int, ...]] = {"OneHot": (1,), "Resize": (2, 3), "Upsample": (1,), "Range": (0, 1, 2), "Loop": (0,)}
+_SIZES: dict[str, tuple[int, ...]] = {
+    "OneHot": (1,),
+    "Resize": (2, 3),
+    "Upsample": (1,),
+    "Range": (0, 1, 2),
+    "Loop": (0,),
+}
 
 
 def _constants(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
@@ -224,9 +239,9 @@ def _float_source(scope: Scope, name: str) -> str | None:
     while waiting:
         name = waiting.pop()
         node = scope.producers.get(name)
-        if node is None and scope.parent is None and name in scope.inputs and scope.tensor(name) is None:
-            if _kind(scope, name) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16):
-                return name
+        is_input = node is None and scope.parent is None and name in scope.inputs and scope.tensor(name) is None
+        if is_input and imported_type(scope, name) in FLOATS:
+            return name
         if node is not None and node.op_type not in ("Shape", "Size") and name not in seen:
             seen.add(name)
             waiting += node.input
@@ -254,13 +269,13 @@ def _attention(scope: Scope, node: NodeProto) -> str:
 
 
 def _mod(scope: Scope, node: NodeProto) -> str:
-    kind = _kind(scope, node.input[0])
+    kind = imported_type(scope, node.input[0])
     whole = kind in (0, TensorProto.INT32, TensorProto.INT64)
     return "" if whole or attribute(node, "fmod", 0) else f"Mod of {name_of(kind)} needs fmod=1"
 
 
 def _range(scope: Scope, node: NodeProto) -> str:
-    kind = _kind(scope, node.input[0])
+    kind = imported_type(scope, node.input[0])
     if kind in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
         return f"Range of {name_of(kind)} is not supported"
     return ""

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, shape_inference
 
 from edgefuse.optimize.weights import Weights, one_line
 from edgefuse.runtime.errors import BundleError
 
-Shape = tuple[Optional[int], ...]  # None: a size that only the running model knows
+Shape = tuple[int | None, ...]  # None: a size that only the running model knows
 ONNX = ("", "ai.onnx")  # both names mean the standard operators
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
 
@@ -36,11 +37,12 @@ class View:
     """
 
     def __init__(self, model: bytes, folder: Path | None = None) -> None:
-        self.model = _parsed(model)
-        self.weights = Weights(self.model, folder)
+        parsed = _parsed(model)
+        self.weights = Weights(parsed, folder)
+        self.functions = [function.name for function in parsed.functions]
+        self.model = _inferred(_inlined(parsed))
         self.opset = max((int(entry.version) for entry in self.model.opset_import if entry.domain in ONNX), default=1)
-        self.functions = [function.name for function in self.model.functions]
-        self.main = Scope(_inferred(_inlined(self.model)).graph, self.weights, None)
+        self.main = Scope(self.model.graph, self.weights, None)
 
     def scopes(self) -> Iterator[Scope]:
         """The main graph, then the graphs inside its nodes, and inside theirs."""
@@ -50,10 +52,27 @@ class View:
             yield scope
             waiting += scope.inner
 
+    @cached_property
+    def at_batch_1(self) -> Scope:
+        """The main graph with the first size of every input 1, where it is not fixed, and so wherever it has a name."""
+        model = ModelProto()
+        model.CopyFrom(self.model)
+        model.graph.ClearField("value_info")
+        for value in model.graph.output:
+            value.type.tensor_type.ClearField("shape")
+        shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.type.HasField("tensor_type")]
+        batch = {dims[0].dim_param for dims in shapes if dims and not dims[0].HasField("dim_value")}
+        for dim in (dim for dims in shapes for index, dim in enumerate(dims) if index == 0 or dim.dim_param):
+            if not dim.HasField("dim_value") and dim.dim_param in batch:
+                dim.dim_value = 1
+        return Scope(_inferred(model).graph, self.weights, None)
+
     def serialize(self) -> bytes:
-        """`self.model` as it is now, with its weights."""
+        """The model as it is now, with its weights, its local functions in line and without inferred types."""
         whole = ModelProto()
         whole.CopyFrom(self.model)
+        for graph in _graphs(whole.graph):
+            graph.ClearField("value_info")
         self.weights.put_back(whole)
         try:
             return bytes(whole.SerializeToString())
@@ -146,12 +165,25 @@ class Scope:
         return frozenset(found - {""})
 
 
+def elements(shape: Shape | None) -> int | None:
+    """How many elements a tensor has; None where that is not known."""
+    sizes = [size for size in shape or () if size is not None]
+    return prod(sizes) if shape is not None and len(sizes) == len(shape) else None
+
+
 def bodies(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs inside a node."""
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from _graphs(body)
 
 
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
@@ -201,7 +233,7 @@ def _inferred(model: ModelProto) -> ModelProto:
     for data_prop in (True, False):
         try:
             return shape_inference.infer_shapes(model, data_prop=data_prop)
-        except Exception:  # noqa: S112 # onnx has no base class for what its C++ raises; the rules do with what is told
+        except Exception:  # onnx has no base class for what its C++ raises; the rules do with what is told
             continue
     return model
 
@@ -210,7 +242,8 @@ def _constant(node: NodeProto) -> TensorProto | None:
     """The tensor that a Constant node makes; None for the forms that TensorRT has not."""
     for found in node.attribute:
         if found.name == "value" and found.type == AttributeProto.TENSOR:
-            return found.t
+            tensor: TensorProto = found.t
+            return tensor
         if found.name in ("value_float", "value_floats", "value_int", "value_ints"):
             value = np.asarray(helper.get_attribute_value(found))
             kind = TensorProto.FLOAT if "float" in found.name else TensorProto.INT64

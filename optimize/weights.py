@@ -109,7 +109,7 @@ def _needed_bytes(tensor: TensorProto) -> int:
         raise BundleError(
             f"its constant {tensor.name!r} has the unknown type {tensor.data_type}; export it again with this onnx"
         ) from None
-    return (prod(tensor.dims) * bits + 7) // 8
+    return int(prod(tensor.dims) * bits + 7) // 8
 
 
 def _mapped(tensor: TensorProto, folder: Path | None) -> NDArray[np.uint8]:
@@ -127,8 +127,8 @@ def _mapped(tensor: TensorProto, folder: Path | None) -> NDArray[np.uint8]:
         size = (folder / location).stat().st_size
         if length != needed or offset < 0 or offset + length > size:
             raise BundleError(
-                f"its constant {tensor.name!r} needs {needed} bytes from byte {offset} of {location}, which has {size}; "
-                "copy both files again"
+                f"its constant {tensor.name!r} needs {needed} bytes from byte {offset} of {location}, "
+                f"which has {size}; copy both files again"
             )
         if not needed:
             return np.zeros(0, np.uint8)
