@@ -95,23 +95,7 @@ def name_of(kind: int) -> str:
 # They give out what they take in.
 _MOVES = frozenset(
     ("Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose")
-    + ("Unsqueeze",)
-)
-    [
-        "Concat",
-        "Expand",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
+) | {"Unsqueeze"}
 
 
 def imported_type(scope: Scope, name: str) -> int:
