@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from edgefuse.optimize.calibrate import STEPS
 from edgefuse.optimize.graph import FLOAT, Graph
+from edgefuse.optimize.histogram import STEPS
 
 SMALLEST_SCALE = 6.2e-5  # just above FP16's smallest normal number; below it a scale loses bits, 1 / scale overflows
 OPSET = 19  # the first with FP16 scales; TensorRT 10.3 reads up to 20

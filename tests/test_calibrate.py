@@ -1,4 +1,4 @@
-"""Calibration: histograms that run along equal one histogram over everything, and thresholds lose least."""
+"""Calibration sees the values that the graph has, batch by batch, and holds no more than a batch."""
 
 from __future__ import annotations
 
@@ -7,75 +7,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from onnx import helper
 
-from edgefuse.optimize.calibrate import BINS, STEPS, Histogram, observe, overflowing
+from edgefuse.optimize.calibrate import observe, overflowing, watch
 from edgefuse.optimize.graph import FLOAT, Graph
 from edgefuse.runtime.errors import BundleError
 from tests.optimize_fixtures import PARTS, inputs_of, outputs
-
-values = hnp.arrays(np.float32, st.integers(1, 50), elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False))
-
-
-def histogram_of(*chunks: np.ndarray) -> Histogram:
-    histogram = Histogram()
-    for chunk in chunks:
-        histogram.update(chunk)
-    return histogram
-
-
-@given(st.lists(values, min_size=1, max_size=6))
-def test_the_running_histogram_counts_like_one_over_all_values(chunks: list[np.ndarray]) -> None:
-    histogram = histogram_of(*chunks)
-    everything = np.abs(np.concatenate(chunks).astype(np.float64))
-    assert histogram.counts.sum() == everything.size
-    assert histogram.largest == everything.max() <= histogram.limit
-    # Counts below an edge may differ by values that lie on it, so compare at half a bin of distance.
-    edges = np.linspace(0, histogram.limit, BINS + 1)
-    for index in (BINS // 4, BINS // 2, BINS):
-        below = histogram.counts[:index].sum()
-        width = histogram.limit / BINS / 2
-        assert (everything < edges[index] - width).sum() <= below <= (everything <= edges[index] + width).sum()
-
-
-def test_memory_does_not_grow_with_the_range() -> None:
-    histogram = histogram_of(*(np.array([2.0**power]) for power in range(-20, 20)))
-    assert histogram.counts.shape == (BINS,)
-    assert histogram.counts.sum() == 40
-
-
-def loss(samples: np.ndarray, threshold: float) -> float:
-    """Mean square error of INT8 with that threshold, on the samples themselves."""
-    scale = threshold / STEPS
-    return float(((np.clip(np.rint(samples / scale), -STEPS, STEPS) * scale - samples) ** 2).mean())
-
-
-@pytest.mark.parametrize("shape", ["uniform", "normal", "laplace", "outlier"])
-def test_the_threshold_loses_hardly_more_than_the_best_one(shape: str) -> None:
-    random = np.random.default_rng(0)
-    samples = random.uniform(-1, 1, 20_000) if shape == "uniform" else random.standard_normal(20_000)
-    if shape == "laplace":
-        samples = random.laplace(size=20_000)
-    if shape == "outlier":
-        samples[0] = 40.0
-    chosen = histogram_of(*np.split(samples, 20)).threshold()
-    largest = np.abs(samples).max()
-    best = min(loss(samples, share * largest) for share in np.linspace(0.05, 1, 400))
-    assert loss(samples, chosen) <= 1.03 * best
-    assert chosen <= largest
-
-
-def test_a_range_without_outliers_is_not_clipped() -> None:
-    samples = np.linspace(-3, 3, 5000)
-    assert histogram_of(samples).threshold() == pytest.approx(3, rel=0.05)
-
-
-def test_only_zeros_have_threshold_zero() -> None:
-    assert histogram_of(np.zeros((2, 3), np.float32)).threshold() == 0.0
-    assert histogram_of(np.zeros(3), np.array([2.0])).largest == 2.0
 
 
 def test_observed_ranges_are_those_of_the_values() -> None:
@@ -136,3 +73,15 @@ def test_values_that_fp16_cannot_hold_are_found() -> None:
     )
     assert overflowing(graph, {"x": np.ones((2, 4), np.float32)}) == {"makes", "reads"}
     assert overflowing(graph, {"x": np.full((2, 4), 1e-3, np.float32)}) == set()
+
+
+def test_values_are_watched_batch_by_batch() -> None:
+    graph = Graph(PARTS["text"])
+    inputs = inputs_of("text", batch=6)
+    halves = [{name: array[start : start + 3] for name, array in inputs.items()} for start in (0, 3)]
+    output = graph.outputs[0]
+    seen = list(watch(graph, [output, "scores"], halves))
+    assert [set(values) for values in seen] == [{output, "scores"}] * 2
+    together = np.concatenate([values[output] for values in seen])
+    np.testing.assert_allclose(together, outputs(PARTS["text"], inputs)[0], atol=1e-5)
+    assert list(watch(graph, [], halves)) == []
