@@ -1,0 +1,138 @@
+"""Bias correction: INT8 shifts the mean of what a layer puts out, and the layer's bias can take the shift back.
+
+Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv 1906.04721), section
+4.2 and appendix D, the empirical form: the mean shift of each output channel, measured on calibration samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from edgefuse.optimize.calibrate import watch
+from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.qdq import Site, fp16_scale, quantize_weight
+from edgefuse.runtime.backend import Tensors
+
+Floats = NDArray[np.float32]
+
+
+def correct_biases(
+    graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float], batches: Iterable[Tensors]
+) -> Graph:
+    """The graph with biases that make up for what INT8 at `sites` will do to the means; still FP32.
+
+    Every site is measured on the FP32 activations, all in one pass: once the layers before it are corrected, the mean
+    of what reaches it is the FP32 one.
+
+    Args:
+        graph: the FP32 part.
+        sites: what `qdq.insert` will make INT8; those without a bias, and embedding tables, stay as they are.
+        thresholds: activation -> magnitude that becomes 127.
+        batches: calibration inputs, batch first; one batch is held at a time.
+
+    Raises:
+        BundleError: a value is NaN or infinite on a sample.
+    """
+    biased = {site.node: site for site in sites if _bias_holder(graph, site) is not None}
+    shifts = _mean_shifts(graph, biased, thresholds, batches)
+    changed: dict[str, NodeProto] = {}
+    for name, shift in shifts.items():
+        holder = _bias_holder(graph, biased[name])
+        assert holder is not None
+        node, index = holder
+        new = NodeProto()
+        new.CopyFrom(node)
+        bias = graph.array(node.input[index]).astype(np.float32) if index < len(node.input) else np.zeros_like(shift)
+        corrected = graph.add_initializer(f"{name}_corrected_bias", bias + shift)
+        new.input[:] = [*node.input[:index], corrected, *node.input[index + 1 :]]
+        changed[node.name] = new
+    return graph.rebuilt([changed.get(node.name, node) for node in graph.nodes])
+
+
+def _bias_holder(graph: Graph, site: Site) -> tuple[NodeProto, int] | None:
+    """The node that adds the bias of a site, and which of its inputs that is."""
+    node = next(node for node in graph.nodes if node.name == site.node)
+    channels = site.shape[site.axis]
+    if site.op == "Conv":
+        return node, 2
+    if site.op == "Gemm" and len(node.input) > 2:
+        beta = next((attribute.f for attribute in node.attribute if attribute.name == "beta"), 1.0)
+        return (node, 2) if beta == 1.0 and _is_vector(graph, node.input[2], channels) else None
+    readers = graph.consumers(node.output[0])
+    if site.op == "MatMul" and len(readers) == 1 == graph.readers[node.output[0]] and readers[0].op_type == "Add":
+        for index, value in enumerate(readers[0].input):
+            if _is_vector(graph, value, channels):
+                return readers[0], index
+    return None
+
+
+def _is_vector(graph: Graph, value: str, size: int) -> bool:
+    return value in graph.initializers and tuple(graph.initializers[value].dims) == (size,)
+
+
+def _mean_shifts(
+    graph: Graph, sites: Mapping[str, Site], thresholds: Mapping[str, float], batches: Iterable[Tensors]
+) -> dict[str, Floats]:
+    """Node -> FP32 minus INT8 mean of each output channel, over all samples and positions."""
+    nodes: list[NodeProto] = []
+    means: dict[str, str] = {}  # value that holds a mean -> node
+    quantized: dict[str, str] = {}
+    for node in graph.nodes:
+        nodes.append(node)
+        site = sites.get(node.name)
+        if site is not None and site.activation is not None:
+            if site.activation not in quantized:
+                quantized[site.activation] = _round_trip(graph, nodes, site.activation, thresholds[site.activation])
+            means[_compared(graph, nodes, node, site, quantized[site.activation])] = node.name
+    totals: dict[str, Floats] = {}
+    sizes: list[int] = []
+    for values in watch(graph.rebuilt(nodes), means, _sized(batches, sizes)):
+        for value, name in means.items():
+            totals[name] = totals.get(name, np.float32(0)) + values[value] * sizes[-1]
+    return {name: (total / sum(sizes)).astype(np.float32) for name, total in totals.items()}
+
+
+def _sized(batches: Iterable[Tensors], sizes: list[int]) -> Iterator[Tensors]:
+    """The batches, the size of each noted when it is handed out: the last one may be smaller."""
+    for batch in batches:
+        sizes.append(len(next(iter(batch.values()))))
+        yield batch
+
+
+def _round_trip(graph: Graph, nodes: list[NodeProto], activation: str, threshold: float) -> str:
+    """Append a Q/DQ pair of `activation`; returns its output."""
+    scale = graph.add_initializer(f"{activation}_shift_scale", fp16_scale(threshold))
+    zero = graph.add_initializer(f"{activation}_shift_zero", np.int8(0))
+    codes, back = graph.unused_name(f"{activation}_shift_q"), graph.unused_name(f"{activation}_shift_dq")
+    nodes.append(helper.make_node("QuantizeLinear", [activation, scale, zero], [codes], name=codes))
+    nodes.append(helper.make_node("DequantizeLinear", [codes, scale, zero], [back], name=back))
+    return back
+
+
+def _compared(graph: Graph, nodes: list[NodeProto], node: NodeProto, site: Site, activation: str) -> str:
+    """Append the INT8 twin of `node` and the mean per channel of FP32 minus INT8; returns its name. [C]"""
+    codes, scales = quantize_weight(graph.array(site.weight), site.axis)
+    others = tuple(axis for axis in range(codes.ndim) if axis != site.axis)
+    weight = graph.add_initializer(f"{site.weight}_shift", codes * np.expand_dims(scales, others))
+    twin = NodeProto()
+    twin.CopyFrom(node)
+    twin.name = twin.output[0] = graph.unused_name(f"{node.name}_shift_twin")
+    twin.input[:2] = [activation, weight]
+    nodes.append(twin)
+    channels = site.shape[site.axis]
+    shape, axes = ([0, channels, -1], [0, 2]) if site.op == "Conv" else ([-1, channels], [0])
+    steps: tuple[tuple[str, list[str], dict[str, int]], ...] = (
+        ("Sub", [node.output[0], twin.output[0]], {}),
+        ("Reshape", [graph.add_initializer(f"{node.name}_shift_shape", np.array(shape))], {}),
+        ("ReduceMean", [graph.add_initializer(f"{node.name}_shift_axes", np.array(axes))], {"keepdims": 0}),
+    )
+    value = ""
+    for op, inputs, attributes in steps:
+        output = graph.unused_name(f"{node.name}_shift_{op.lower()}")
+        nodes.append(helper.make_node(op, [value, *inputs] if value else inputs, [output], name=output, **attributes))
+        value = output
+    return value
