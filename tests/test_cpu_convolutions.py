@@ -1,0 +1,99 @@
+"""Convolutions over time as matrix products, against ONNX Runtime's own convolution."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from edgefuse.optimize.cpu_convolutions import products_of_convolutions
+from edgefuse.optimize.cpu_rewrite import Rewrite
+from edgefuse.optimize.graph import Graph
+from tests.optimize_fixtures import PARTS, Net, outputs
+
+
+def rewritten(model: bytes) -> bytes:
+    rewrite = Rewrite(Graph(model))
+    products_of_convolutions(rewrite)
+    return rewrite.serialize()
+
+
+def operators(model: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+
+
+def convolution(channels: int, length: int, weight: np.ndarray, bias: bool, **attributes: object) -> bytes:
+    net = Net()
+    inputs = [net.random.standard_normal(len(weight))] if bias else []
+    y = net.add("Conv", "x", weight, *inputs, **attributes)
+    return net.model({"x": (TensorProto.FLOAT, [channels, length])}, {"y": y})
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3]),
+    length=st.integers(12, 40),
+    kernel=st.integers(1, 9),
+    stride=st.integers(1, 5),
+    pads=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    bias=st.booleans(),
+)
+def test_a_convolution_over_time_is_the_same_as_a_product(
+    channels: int, length: int, kernel: int, stride: int, pads: tuple[int, int], bias: bool
+) -> None:
+    weight = Net(kernel).random.standard_normal((5, channels, kernel))
+    model = convolution(channels, length, weight, bias, strides=[stride], pads=list(pads))
+    x = np.random.default_rng(length).standard_normal((2, channels, length)).astype(np.float32)
+    product = rewritten(model)
+    assert "Conv" not in operators(product)
+    np.testing.assert_allclose(outputs(product, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-4)
+
+
+def test_a_depthwise_convolution_over_time_gets_a_second_dimension() -> None:
+    model = convolution(6, 20, Net(1).random.standard_normal((6, 1, 5)), True, group=6, pads=[2, 2], strides=[2])
+    x = np.random.default_rng(0).standard_normal((2, 6, 20)).astype(np.float32)
+    wide = rewritten(model)
+    (node,) = [node for node in onnx.load_model_from_string(wide).graph.node if node.op_type == "Conv"]
+    assert list(next(a.ints for a in node.attribute if a.name == "pads")) == [0, 2, 0, 2]
+    np.testing.assert_allclose(outputs(wide, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-5)
+
+
+def test_a_dilated_convolution_and_one_over_pictures_stay() -> None:
+    assert operators(rewritten(convolution(3, 20, Net(1).weight(4, 3, 3), False, dilations=[2])))["Conv"] == 1
+    assert operators(rewritten(PARTS["image"])) == operators(PARTS["image"])
+
+
+def dft(size: int) -> np.ndarray:
+    """Rows cos and -sin times a periodic Hann window: [2 * bins, size]."""
+    angle = 2 * np.pi * np.outer(np.arange(size // 2 + 1), np.arange(size)) / size
+    return np.concatenate([np.cos(angle), -np.sin(angle)]) * np.hanning(size + 1)[:-1]
+
+
+def matrices(model: bytes) -> list[list[int]]:
+    graph = onnx.load_model_from_string(model).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    return [shapes[node.input[1]] for node in graph.node if node.op_type == "MatMul"]
+
+
+def test_a_dft_costs_half() -> None:
+    model = convolution(1, 320, dft(32)[:, None], False, strides=[16])
+    x = np.random.default_rng(0).standard_normal((2, 1, 320)).astype(np.float32)
+    product = rewritten(model)
+    assert matrices(product) == [[16, 18], [16, 16]]  # the sines of 0 Hz are zero, so even like cosines
+    np.testing.assert_allclose(outputs(product, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["window", "order", "odd size"])
+def test_no_other_matrix_is_halved(change: str) -> None:
+    basis = dft(31 if change == "odd size" else 32)
+    if change == "window":
+        basis *= np.linspace(0, 1, basis.shape[1])
+    if change == "order":
+        basis = basis[::-1].copy()
+    model = convolution(1, 320, basis[:, None], False, strides=[16])
+    assert matrices(rewritten(model)) == [list(basis.shape[::-1])]

@@ -1,0 +1,79 @@
+"""Text parts that stop after the last word give the same tokens, and do so only where padding has no say."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto
+
+from edgefuse.optimize.cpu_attention import one_node_attention
+from edgefuse.optimize.cpu_padding import without_padding
+from edgefuse.optimize.cpu_rewrite import Rewrite
+from edgefuse.optimize.graph import Graph
+from tests.optimize_fixtures import DIM, LENGTH, PARTS, VOCABULARY, Net, outputs
+
+
+def text_part(pool: str, *, masked: bool = True) -> bytes:
+    """Words and their places through a Linear; the sum over the words, their mean, or every word's token."""
+    net = Net(6)
+    words = net.add("Gather", net.weight(len(VOCABULARY), DIM), "input_ids")
+    places = net.add("Gather", net.weight(2 * LENGTH, DIM), np.arange(LENGTH)[None])  # [1, L, D]
+    x = net.norm(net.linear(net.add("Add", words, places), DIM, DIM), DIM)
+    real = net.add("Unsqueeze", net.add("Cast", "attention_mask", to=TensorProto.FLOAT), np.array([2]))  # [B, L, 1]
+    kept = net.add("Mul", x, real) if masked else x
+    if pool == "mean":
+        summed = net.add("ReduceSum", kept, np.array([1]))
+        kept = net.add("Div", summed, net.add("Add", net.add("ReduceSum", real, np.array([1])), np.array(1e-6)))
+    inputs = {name: (int(TensorProto.INT32), [LENGTH]) for name in ("input_ids", "attention_mask")}
+    return net.model(inputs, {"text_tokens": kept})
+
+
+def rewritten(model: bytes) -> bytes:
+    rewrite = Rewrite(Graph(model))
+    one_node_attention(rewrite)
+    without_padding(rewrite)
+    return rewrite.serialize()
+
+
+def operators(model: bytes) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+
+
+POOLED = {pool: (text_part(pool), rewritten(text_part(pool))) for pool in ("mean", "all")}
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(0, LENGTH), min_size=1, max_size=4), pool=st.sampled_from(["mean", "all"]))
+def test_padding_changes_no_token(lengths: list[int], pool: str) -> None:
+    mask = (np.arange(LENGTH) < np.array(lengths)[:, None]).astype(np.int32)  # [B, L]
+    ids = np.random.default_rng(0).integers(1, len(VOCABULARY), mask.shape).astype(np.int32)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    whole, cut = POOLED[pool]
+    assert operators(cut)["Slice"] == 3  # ids, mask, places
+    np.testing.assert_allclose(outputs(cut, inputs)[0], outputs(whole, inputs)[0], atol=1e-5)
+
+
+def test_only_words_are_computed() -> None:
+    model = onnx.load_model_from_string(POOLED["all"][1])
+    product = next(node.output[0] for node in model.graph.node if node.op_type == "MatMul")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(product, TensorProto.FLOAT, None))
+    mask = np.zeros((2, LENGTH), np.int32)
+    mask[0, :2], mask[1, :3] = 1, 1
+    found = outputs(model.SerializeToString(), {"input_ids": np.ones_like(mask), "attention_mask": mask})
+    assert found[0].shape == (2, LENGTH, DIM)
+    assert found[1].shape == (2, 3, DIM)
+
+
+@pytest.mark.parametrize("model", [text_part("all", masked=False), text_part("mean", masked=False), PARTS["text"]])
+def test_padding_that_has_a_say_stays(model: bytes) -> None:
+    assert "ReduceMax" not in operators(rewritten(model))
+
+
+@pytest.mark.parametrize("part", ["image", "audio"])
+def test_parts_without_text_stay(part: str) -> None:
+    assert operators(rewritten(PARTS[part])) == operators(PARTS[part])
