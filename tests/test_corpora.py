@@ -10,24 +10,15 @@ from collections import Counter
 from pathlib import Path
 
 import easy_vqa
-import espeakng_loader
 import pytest
 
 from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.runtime.media import decode_audio, decode_image
 from edgefuse.train import corpora
-from edgefuse.train.corpora import (
-    ACCENTS,
-    FLITE_MANIFEST,
-    MANIFEST,
-    TEST_VARIANTS,
-    TRAIN_VARIANTS,
-    VAL_VARIANTS,
-    answer_type,
-    draw_voices,
-)
+from edgefuse.train.corpora import FLITE_MANIFEST, MANIFEST, answer_type
 from edgefuse.train.speech import Espeak, Voice
+from edgefuse.train.voices import TEST_VARIANTS, VAL_VARIANTS
 
 OFFICIAL = {"train": 38_575, "test": 9_673}  # questions, as the package's page says
 SENTENCES = 107
@@ -132,29 +123,6 @@ def test_a_second_call_speaks_and_copies_nothing_again(corpus: Path, monkeypatch
     assert len(spoken) == 1
     assert lost.exists()
     assert (corpus / MANIFEST).read_bytes() == before
-
-
-def test_no_voice_variant_is_in_two_splits() -> None:
-    splits = (TRAIN_VARIANTS, VAL_VARIANTS, TEST_VARIANTS)
-    assert len({name.lower() for split in splits for name in split}) == sum(map(len, splits))
-    heard = [{voice.name.split("+")[1] for voice in draw_voices(split, 120, seed=0)} for split in splits]
-    assert [len(names) for names in heard] == [len(split) for split in splits]
-
-
-def test_every_variant_and_accent_is_one_of_espeaks() -> None:
-    """An unknown variant would silently be the plain voice, the same in training and test."""
-    data = Path(espeakng_loader.get_data_path())
-    variants = {path.name for path in (data / "voices" / "!v").iterdir()}
-    assert {*TRAIN_VARIANTS, *VAL_VARIANTS, *TEST_VARIANTS} <= variants
-    languages = " ".join(path.read_text() for path in (data / "lang" / "gmw").iterdir())
-    assert set(ACCENTS) <= set(re.findall(r"^language\s+(\S+)", languages, re.MULTILINE))
-
-
-def test_voices_are_drawn_alike_every_time_and_more_keep_the_first() -> None:
-    few, many = draw_voices(TRAIN_VARIANTS, 10, seed=1), draw_voices(TRAIN_VARIANTS, 120, seed=1)
-    assert many[:10] == few
-    assert len(set(many)) == 120
-    assert draw_voices(TRAIN_VARIANTS, 10, seed=2) != few
 
 
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Makes manifests out of public data that installs by name: spoken easy-VQA.
+"""Makes manifests out of public data that installs by name: spoken easy-VQA here, audio-visual digits in digits.py.
 
 Pictures and questions are those of the easy-vqa package (4,000 + 1,000 pictures; 38,575 + 9,673 questions). Each
 question stands in the manifest as text and as speech. The speech is synthesized: training, validation and test have
@@ -20,23 +20,15 @@ from rich.progress import track
 
 from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.files import write_atomic
+from edgefuse.train.digits import av_digits
 from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
+from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
+
+__all__ = ["av_digits", "easy_vqa"]
 
 MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 TRAIN_VOICES = 120  # draws of accent, variant, rate and pitch; each speaks every sentence once
 
-ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
-# eSpeak NG's own voice variants, split by hand so that no test variant has a near twin in training (steph, steph2).
-TEST_VARIANTS = ("Andrea", "Denis", "Mike", "ed", "f2", "f4", "grandma", "klatt3", "m3", "m7", "paul", "steph")
-VAL_VARIANTS = ("Alicia", "Storm", "benjamin", "f5", "klatt5", "m5", "rob", "steph2", "steph3")
-TRAIN_VARIANTS = (
-    *("Alex", "Andy", "Annie", "Diogo", "Gene", "Henrique", "Hugo", "Jacky", "Lee", "Mario", "Michael", "Nguyen"),
-    *("Reed", "Tweaky", "UniRobot", "adam", "anika", "announcer", "antonio", "aunty", "belinda", "boris", "caleb"),
-    *("croak", "david", "edward", "f1", "f3", "gustave", "ian", "iven", "iven3", "john", "kaukovalta", "klatt"),
-    *("klatt2", "klatt4", "klatt6", "linda", "m1", "m2", "m4", "m6", "m8", "marcelo", "max", "michel", "miguel"),
-    *("mike2", "norbert", "pablo", "pedro", "quincy", "robert", "robosoft", "robosoft4", "sandro", "shelby"),
-    *("travis", "victor", "whisper", "whisperf", "zac"),
-)
 VAL_EVERY = 20  # one training picture in 20 is held out for validation
 
 _Job = TypeVar("_Job", bound=tuple[Path, str, object])
@@ -93,20 +85,6 @@ class _Question:
     answer: str
     split: str
     pool: str  # whose voices ask it
-
-
-def draw_voices(variants: Sequence[str], count: int, seed: int) -> list[Voice]:
-    """`count` eSpeak NG voices: every variant in turn, with accent, rate, pitch and intonation drawn from `seed`."""
-    draw = random.Random(seed)
-    return [
-        Voice(
-            name=f"{draw.choice(ACCENTS)}+{variants[index % len(variants)]}",
-            rate=draw.randint(150, 215),
-            pitch=draw.randint(30, 75),
-            range=draw.randint(20, 90),
-        )
-        for index in range(count)
-    ]
 
 
 def answer_type(answer: str) -> str:
