@@ -26,9 +26,9 @@ _ROWS: tuple[tuple[frozenset[int], str], ...] = (
     (
         FLOATS | QUANTIZED,
         """Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Conv ConvTranspose Cos Cosh Einsum Elu
-        Erf Exp Floor Gelu Gemm GroupNormalization HardSigmoid HardSwish ImageScaler InstanceNormalization IsInf IsNaN
+        Erf Exp Floor Gelu Gemm GroupNormalization HardSigmoid ImageScaler InstanceNormalization IsInf IsNaN
         LayerNormalization LeakyRelu Log LogSoftmax LRN MatMul MaxPool ParametricSoftplus PRelu Reciprocal Resize Round
-        ScaledTanh Selu Shrink Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
+        ScaledTanh Selu Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu
         Upsample""",
     ),
     (
@@ -42,14 +42,17 @@ _ROWS: tuple[tuple[frozenset[int], str], ...] = (
         """Concat Expand EyeLike Flatten Gather GatherElements GatherND OneHot Pad Reshape ReverseSequence Scatter
         ScatterElements ScatterND Slice Split Squeeze Tile Transpose Trilu Unsqueeze""",
     ),
-    (TENSORS, "Cast CastLike Dropout Equal Identity If Pow Scan Shape Size Loop"),
+    (TENSORS, "Cast CastLike Dropout Equal Identity If Pow Scan Shape Size"),
     (FLOATS, "Attention GRU LpNormalization LpPool LSTM Mean Mish QuantizeLinear RNN RotaryEmbedding TensorScatter"),
     (TENSORS - UINT8, "NonZero RandomNormalLike RandomUniformLike"),
     (frozenset({_T.FLOAT, _T.FLOAT16, _T.DOUBLE}), "DeformConv GridSample NonMaxSuppression RoiAlign STFT DFT"),
-    (FLOATS, "Celu MeanVarianceNormalization Hardmax"),
+    (FLOATS, "Celu MeanVarianceNormalization"),
+    (FLOATS | QUANTIZED, "Hardmax"),
+    (FLOATS | {_T.INT8}, "HardSwish"),
+    (FLOATS | {_T.INT8} | INTEGERS, "Shrink"),
     (FLOATS | INTEGERS, "Clip CumSum Range"),
     (QUANTIZED, "DequantizeLinear"),
-    (INTEGERS, "BlackmanWindow ConstantOfShape HammingWindow HannWindow"),
+    (INTEGERS, "BlackmanWindow ConstantOfShape HammingWindow HannWindow Loop"),
     (BOOL, "And Not Or Where Xor"),
     (TENSORS, "Constant RandomNormal RandomUniform"),
 )
@@ -72,6 +75,8 @@ PLUGINS = frozenset({"DeformConv", "NonZero", "RoiAlign"})
 RTX_REFUSES: dict[str, frozenset[int]] = {
     **dict.fromkeys(("GRU", "LpNormalization", "LpPool", "Mish", "HardSwish", "Shrink"), frozenset({_T.BFLOAT16})),
     **dict.fromkeys(("Celu", "MeanVarianceNormalization"), frozenset({_T.FLOAT16, _T.BFLOAT16})),
+    "NonMaxSuppression": frozenset({_T.FLOAT16}),
+    "Relu": frozenset({_T.INT32}),
 }
 
 # Used in messages.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
-from onnx import NodeProto, TensorProto, defs
+from onnx import NodeProto, TensorProto
 
 from edgefuse.optimize.finding import TARGETS, Finding, before
 from edgefuse.optimize.operators import (
@@ -21,6 +20,7 @@ from edgefuse.optimize.operators import (
     imported_type,
     name_of,
 )
+from edgefuse.optimize.schemas import type_variables
 from edgefuse.optimize.view import ONNX, Scope, View, attribute, label
 
 _RTX = ("rtx",)
@@ -31,6 +31,8 @@ def parser_findings(view: View) -> Iterator[Finding]:
     """Everything in `view` that the parser of some target refuses, but for what concerns Q/DQ."""
     for scope in view.scopes():
         yield from _inputs(scope)
+        for node, fault in scope.malformed:
+            yield _refused(node, "invalid-node", f"{fault}: this is no valid ONNX", "export the model again")
         for node in scope.nodes:
             if node.op_type not in TAKEN:
                 yield _unknown(node)
@@ -96,27 +98,12 @@ def _types(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
         yield _refused(node, "operator-type", effect, "cast to FLOAT before it and back behind it", _RTX)
 
 
-@cache
-def _type_variables(op: str, opset: int) -> tuple[tuple[str, ...], bool]:
-    """For each input of an operator the name of its type in ONNX's definition, and whether the last repeats."""
-    try:
-        schema = defs.get_schema(op, opset)
-    except defs.SchemaError:
-        return (), False
-    repeats = any(
-        formal.option == defs.OpSchema.FormalParameterOption.Variadic and formal.is_homogeneous
-        for formal in schema.inputs
-    )
-    variables = {constraint.type_param_str for constraint in schema.type_constraints}
-    return tuple(formal.type_str if formal.type_str in variables else "" for formal in schema.inputs), repeats
-
-
 _MIXES = ("Pow", "Pad")  # the parser casts for them
 
 
 def _mixed(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     """Operands that ONNX wants to be of one type and that are not."""
-    variables, repeats = _type_variables(node.op_type, opset)
+    variables, repeats = type_variables(node.op_type, opset)
     if node.op_type in _QDQ or node.op_type in _MIXES or not variables:
         return
     found: dict[str, dict[int, str]] = defaultdict(dict)
@@ -164,7 +151,7 @@ def _one_of(*allowed: Any) -> _Test:
 
 # (operators, attribute, its default, what TensorRT takes)
 _ATTRIBUTES: tuple[tuple[str, str, Any, _Test], ...] = (
-    ("AveragePool MaxPool LpPool", "dilations", (), _all_ones),
+    ("AveragePool MaxPool LpPool", "dilations", [], _all_ones),
     ("BatchNormalization", "training_mode", 0, _one_of(0)),
     ("LSTM", "input_forget", 0, _one_of(0)),
     ("LpNormalization LpPool", "p", 2, _one_of(1, 2)),
@@ -309,6 +296,11 @@ def _tensor_scatter(scope: Scope, node: NodeProto) -> str:
     return "TensorScatter wants a cache of 4 dimensions" if shape is not None and len(shape) != 4 else ""
 
 
+def _grid_sample(scope: Scope, node: NodeProto) -> str:
+    kinds = {imported_type(scope, name) for name in node.input[:2]} - {0}
+    return "GridSample wants its input and its grid of one type" if len(kinds) > 1 else ""
+
+
 def _if(scope: Scope, node: NodeProto) -> str:
     counts = {len(attribute.g.output) for attribute in node.attribute if attribute.HasField("g")}
     return "the branches of If have different numbers of outputs" if len(counts) > 1 else ""
@@ -327,6 +319,7 @@ _SPECIAL: dict[str, Callable[[Scope, NodeProto], str]] = {
     "Resize": _resize,
     "Split": _split,
     "TensorScatter": _tensor_scatter,
+    "GridSample": _grid_sample,
     "If": _if,
     "Constant": _constant,
 }

@@ -47,10 +47,8 @@ def _found(
 def _data_type(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     """The first input: floats for Q, INT8 and what TensorRT quantizes to for DQ."""
     kind, is_constant = scope.type(node.input[0]), scope.tensor(node.input[0]) is not None
-    if not kind:
-        return
     if node.op_type == "QuantizeLinear":
-        if kind not in FLOATS:
+        if kind and kind not in FLOATS:
             effect = f"it quantizes {name_of(kind)}; TensorRT quantizes floats"
             yield _found(node, "quantized-type", "refused", effect, "cast to float before it")
     elif kind == TensorProto.INT32:
@@ -60,13 +58,12 @@ def _data_type(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     elif kind == TensorProto.UINT8 and (is_constant or imported_type(scope, node.input[0]) == TensorProto.UINT8):
         effect = "it dequantizes uint8, which TensorRT does not"
         yield _found(node, "uint8-quantization", "refused", effect, _SYMMETRIC)
-    elif kind not in QUANTIZED and kind != TensorProto.UINT8:
+    elif kind and kind not in QUANTIZED and kind != TensorProto.UINT8:
         effect = f"it dequantizes {name_of(kind)}, which TensorRT does not"
         yield _found(node, "quantized-type", "refused", effect, _SYMMETRIC)
-    shape = scope.shape(node.input[0])
-    stored = {kind, scope.type(node.input[2]) if len(node.input) > 2 else 0}
-    if stored & _FOUR_BITS and (elements(shape) or 0) % 2:
-        effect = f"4-bit quantization of {shape}, an odd number of elements"
+    stored = scope.type(node.input[2]) if len(node.input) > 2 else attribute(node, "output_dtype", 0)
+    if stored in _FOUR_BITS and (elements(scope.shape(node.input[0])) or 0) % 2:
+        effect = "4-bit quantization of an odd number of elements"
         yield _found(node, "odd-four-bit", "refused", effect, "pad it to an even number")
 
 

@@ -13,15 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
+from google.protobuf.message import EncodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from edgefuse.optimize.weights import Weights, one_line
+from edgefuse.optimize.onnx_reader import bodies, graphs_in, inferred, inlined, parsed
+from edgefuse.optimize.schemas import fault
+from edgefuse.optimize.weights import Weights
 from edgefuse.runtime.errors import BundleError
 
 Shape = tuple[int | None, ...]  # None: a size that only the running model knows
 ONNX = ("", "ai.onnx")  # both names mean the standard operators
+_CASTS = {
+    kind: helper.tensor_dtype_to_np_dtype(kind)
+    for kind in TensorProto.DataType.values()
+    if kind not in (TensorProto.UNDEFINED, TensorProto.STRING)
+}
+_KINDS = tuple(kind for kind in AttributeProto.AttributeType.values() if kind != AttributeProto.UNDEFINED)
 RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"})
 
 
@@ -37,12 +45,12 @@ class View:
     """
 
     def __init__(self, model: bytes, folder: Path | None = None) -> None:
-        parsed = _parsed(model)
-        self.weights = Weights(parsed, folder)
-        self.functions = [function.name for function in parsed.functions]
-        self.model = _inferred(_inlined(parsed))
+        whole = parsed(model)
+        self.weights = Weights(whole, folder)
+        self.functions = [function.name for function in whole.functions]
+        self.model = inferred(inlined(whole))
         self.opset = max((int(entry.version) for entry in self.model.opset_import if entry.domain in ONNX), default=1)
-        self.main = Scope(self.model.graph, self.weights, None)
+        self.main = Scope(self.model.graph, self.weights, self.opset)
 
     def scopes(self) -> Iterator[Scope]:
         """The main graph, then the graphs inside its nodes, and inside theirs."""
@@ -65,13 +73,13 @@ class View:
         for dim in (dim for dims in shapes for index, dim in enumerate(dims) if index == 0 or dim.dim_param):
             if not dim.HasField("dim_value") and dim.dim_param in batch:
                 dim.dim_value = 1
-        return Scope(_inferred(model).graph, self.weights, None)
+        return Scope(inferred(model).graph, self.weights, self.opset)
 
     def serialize(self) -> bytes:
         """The model as it is now, with its weights, its local functions in line and without inferred types."""
         whole = ModelProto()
         whole.CopyFrom(self.model)
-        for graph in _graphs(whole.graph):
+        for graph in graphs_in(whole.graph):
             graph.ClearField("value_info")
         self.weights.put_back(whole)
         try:
@@ -83,22 +91,24 @@ class View:
 class Scope:
     """One graph: the main one, or the body of an If, Loop or Scan. Names it does not define are its parent's."""
 
-    def __init__(self, graph: GraphProto, weights: Weights, parent: Scope | None) -> None:
+    def __init__(self, graph: GraphProto, weights: Weights, opset: int, parent: Scope | None = None) -> None:
         self.graph, self.weights, self.parent = graph, weights, parent
-        self.nodes = list(graph.node)
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
         self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self.producers: dict[str, NodeProto] = {}
         self.readers: dict[str, list[NodeProto]] = {}
         self._values = {value.name: value for value in (*graph.value_info, *graph.output, *graph.input)}
+        self.malformed = [(node, told) for node in graph.node if (told := fault(node, opset))]
+        odd = {id(node) for node, _ in self.malformed}
+        self.nodes = [node for node in graph.node if id(node) not in odd]
         for node in self.nodes:
             self.producers.update((name, node) for name in node.output if name)
             for name in node.input:
                 self.readers.setdefault(name, []).append(node)
             if node.op_type == "Constant" and len(node.output) == 1 and (tensor := _constant(node)) is not None:
                 self.tensors[node.output[0]] = tensor
-        self.inner = [Scope(body, weights, self) for node in self.nodes for body in bodies(node)]
+        self.inner = [Scope(body, weights, opset, self) for node in self.nodes for body in bodies(node)]
 
     def knows(self, name: str) -> bool:
         """Whether anything defines `name` here or around."""
@@ -119,18 +129,20 @@ class Scope:
         Raises:
             BundleError: the constant is damaged.
         """
-        tensor = self.tensor(name)
-        if tensor is not None:
-            return self.weights.array(tensor)
-        node = self.producers.get(name)
-        if node is None or node.op_type not in ("Identity", "Cast", "CastLike"):
-            return None
-        found = self.array(node.input[0]) if node.input and node.input[0] not in node.output else None
-        to = self.type(name)
-        if found is None or node.op_type == "Identity" or not to:
-            return found
+        kinds, seen = [], set[str]()
+        while (tensor := self.tensor(name)) is None:
+            node = self.producers.get(name)
+            if node is None or node.op_type not in ("Identity", "Cast") or name in seen:
+                return None
+            seen.add(name)
+            if node.op_type == "Cast":
+                kinds.append(attribute(node, "to", 0))
+            name = node.input[0]
+        array = self.weights.array(tensor)
         with np.errstate(over="ignore", invalid="ignore"):
-            return found.astype(helper.tensor_dtype_to_np_dtype(to))
+            for kind in reversed([kind for kind in kinds if kind in _CASTS]):
+                array = array.astype(_CASTS[kind])
+        return array
 
     def type(self, name: str) -> int:
         """Element type, a number of TensorProto.DataType; 0 where it is unknown or no tensor."""
@@ -171,71 +183,19 @@ def elements(shape: Shape | None) -> int | None:
     return prod(sizes) if shape is not None and len(sizes) == len(shape) else None
 
 
-def bodies(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs inside a node."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for body in bodies(node):
-            yield from _graphs(body)
-
-
 def attribute(node: NodeProto, name: str, default: Any) -> Any:
-    """The value of an attribute; strings as str, lists as lists."""
+    """The value of an attribute, strings as str; `default` also where it is of another kind than that."""
     for found in node.attribute:
-        if found.name == name and not found.ref_attr_name:
+        if found.name == name and not found.ref_attr_name and found.type in _KINDS:
             value = helper.get_attribute_value(found)
-            return value.decode(errors="replace") if isinstance(value, bytes) else value
+            value = value.decode(errors="replace") if isinstance(value, bytes) else value
+            return value if default is None or isinstance(value, type(default)) else default
     return default
 
 
 def label(node: NodeProto) -> str:
     """What to call a node: its name, else its first output."""
     return node.name or next((name for name in node.output if name), node.op_type)
-
-
-def _parsed(model: bytes) -> ModelProto:
-    proto = ModelProto()
-    try:
-        proto.ParseFromString(model)
-    except DecodeError:
-        raise BundleError("it is no ONNX model, or a part of one (protobuf cannot read it); export it again") from None
-    if not proto.ir_version or not (proto.graph.node or proto.graph.output):
-        raise BundleError("it is no ONNX model (no graph in it); export it again")
-    return proto
-
-
-def _inlined(model: ModelProto) -> ModelProto:
-    """The model without local functions: TensorRT's parser, too, steps into them."""
-    calls = {
-        (function.domain, function.name): {(node.domain, node.op_type) for node in function.node}
-        for function in model.functions
-    }
-    while leaves := [key for key, called in calls.items() if not called & calls.keys()]:
-        for key in leaves:
-            del calls[key]
-    if calls:
-        raise BundleError(f"its local function {next(iter(calls))[1]!r} calls itself; export the model again")
-    try:
-        return inliner.inline_local_functions(model) if model.functions else model
-    except Exception as error:  # onnx has no base class for what its C++ raises
-        raise BundleError(f"its local functions do not fit together ({one_line(error)}); export it again") from None
-
-
-def _inferred(model: ModelProto) -> ModelProto:
-    """The model with the types and shapes that onnx can find out; as it is where onnx gives up."""
-    for data_prop in (True, False):
-        try:
-            return shape_inference.infer_shapes(model, data_prop=data_prop)
-        except Exception:  # onnx has no base class for what its C++ raises; the rules do with what is told
-            continue
-    return model
 
 
 def _constant(node: NodeProto) -> TensorProto | None:
