@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
+from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.merge import merge_attention
 from edgefuse.runtime.backend import Runner, Tensors
 from edgefuse.runtime.backend_onnx import open_session, run_session
 from edgefuse.runtime.bundle import (
@@ -182,7 +184,7 @@ def _to_onnx(module: nn.Module, inputs: Mapping[str, Tensor], outputs: Sequence[
     _strip_notes(proto)
     _cast_pixels_first(proto.graph)
     onnx.checker.check_model(proto, full_check=True)
-    return bytes(proto.SerializeToString())
+    return merge_attention(Graph(proto)).serialize()
 
 
 def _strip_notes(proto: onnx.ModelProto) -> None:

@@ -21,6 +21,7 @@ from edgefuse.optimize.graph import FLOAT, Graph
 from edgefuse.optimize.histogram import STEPS
 
 SMALLEST_SCALE = 6.2e-5  # just above FP16's smallest normal number; below it a scale loses bits, 1 / scale overflows
+SMALLEST_TABLE = 100_000  # entries; the gather of a smaller one joins the next kernel, but not in INT8
 OPSET = 19  # the first with FP16 scales; TensorRT 10.3 reads up to 20
 
 
@@ -65,7 +66,7 @@ def refusal(site: Site, activation: tuple[int, ...]) -> str | None:
         activation: shape of its activation at batch 1, () for a table.
     """
     if site.op == "Gather":
-        return None
+        return None if prod(site.shape) >= SMALLEST_TABLE else "a table so small that INT8 only adds a kernel"
     is_convolution = site.op == "Conv"
     if prod(activation[2:] if is_convolution else activation[:-1]) == 1:
         return "a matrix-vector product, to which INT8 only adds kernels"

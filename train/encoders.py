@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchaudio.models.conformer import ConformerLayer
+from torch.nn import functional as F
 from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+from torchvision.ops import SqueezeExcitation
 from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.augment import SpeechAugment
 from edgefuse.train.checkpoint import short_reason
+from edgefuse.train.conformer import ConformerLayer
 from edgefuse.train.frontends import MELS, LogMel, PixelNorm
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 
@@ -25,9 +27,9 @@ IMAGE_ENCODERS = {  # torchvision's constructor, and the channels of its last fe
     "mobilenet_v2": (mobilenet_v2, 1280),
 }
 AUDIO_ENCODERS = {
-    "conformer_nano": {"layers": 2, "dim": 96, "heads": 4, "ffn_dim": 384, "kernel": 15},
-    "conformer_small": {"layers": 4, "dim": 144, "heads": 4, "ffn_dim": 576, "kernel": 15},
-    "conformer_base": {"layers": 8, "dim": 256, "heads": 4, "ffn_dim": 1024, "kernel": 31},
+    "conformer_nano": {"layers": 2, "dim": 96, "heads": 4, "hidden": 768, "kernel": 15},
+    "conformer_small": {"layers": 4, "dim": 144, "heads": 3, "hidden": 1152, "kernel": 15},
+    "conformer_base": {"layers": 8, "dim": 256, "heads": 4, "hidden": 2048, "kernel": 31},
 }
 TEXT_ENCODERS = {
     "distilbert_nano": {"n_layers": 2, "dim": 128, "n_heads": 2, "hidden_dim": 512},
@@ -50,6 +52,8 @@ class ImageEncoder(nn.Module):
         for module in self.features.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = BATCH_NORM_MOMENTUM
+            if isinstance(module, SqueezeExcitation):
+                module.avgpool = SpatialMean()
         self.pooled = settings.tokens == "pooled"
         cells = math.ceil(settings.height / 32) * math.ceil(settings.width / 32)
         self.count = 1 if self.pooled else cells
@@ -62,6 +66,18 @@ class ImageEncoder(nn.Module):
         if self.pooled:
             return cells.mean(dim=(2, 3))[:, None]  # [B, 1, D]
         return cells.flatten(2).transpose(1, 2)  # [B, h * w, D]
+
+
+class SpatialMean(nn.Module):
+    """Planes [B, C, H, W] to their means [B, C, 1, 1], as one AveragePool over the whole plane.
+
+    Adaptive pooling exports as a mean and a gather behind it; and behind a ReduceMean TensorRT-RTX keeps the planes
+    apart, where it can no longer fuse HardSwish into the depthwise convolution: 15 kernels in MobileNetV3-small.
+    """
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """The means."""
+        return F.avg_pool2d(planes, planes.shape[-2:])
 
 
 class AudioEncoder(nn.Module):
@@ -78,9 +94,10 @@ class AudioEncoder(nn.Module):
         self.augment = SpeechAugment()
         self.stem = ConvStem(self.dim)
         self.layers = nn.ModuleList(
-            ConformerLayer(self.dim, size["ffn_dim"], size["heads"], size["kernel"], dropout=0.1)
+            ConformerLayer(self.dim, size["hidden"], size["heads"], size["kernel"], dropout=0.1)
             for _ in range(size["layers"])
         )
+        self.norm = nn.LayerNorm(self.dim)
         self.pool = AttentionPool(self.dim) if settings.tokens == "pooled" else nn.Identity()
         self.eval()
         with torch.no_grad():
@@ -91,32 +108,25 @@ class AudioEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Tokens of a batch of sounds."""
-        frames = self.stem(self.augment(self.frontend(audio)))  # [B, F / 4, D]
-        frames = frames.transpose(0, 1)  # [F / 4, B, D], as ConformerLayer takes it
+        mel = self.augment(self.frontend(audio))  # [B, F, MELS]
+        frames = self.stem(mel.transpose(1, 2)).transpose(1, 2)  # [B, F / 4, D]
         for layer in self.layers:
-            frames = layer(frames, None)
-        return self.pool(frames.transpose(0, 1))  # [B, N, D]
+            frames = layer(frames)
+        return self.pool(self.norm(frames))  # [B, N, D]
 
 
-class ConvStem(nn.Module):
-    """Log-mel frames [B, F, MELS] to [B, F / 4, D]: two strided convolutions over time, bands as channels.
+class ConvStem(nn.Sequential):
+    """Log-mel planes [B, MELS, F] to [B, D, F / 4]: two strided convolutions over time, bands as channels.
 
     Half the arithmetic of the usual two-dimensional stem, and two GEMM-like kernels on the device.
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.convolutions = nn.Sequential(
+        super().__init__(
             nn.Conv1d(MELS, dim, 5, stride=2, padding=2),
             nn.ReLU(),
             nn.Conv1d(dim, dim, 5, stride=2, padding=2),
-            nn.ReLU(),
         )
-        self.project = nn.Linear(dim, dim)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """A quarter of the frames."""
-        return self.project(self.convolutions(frames.transpose(1, 2)).transpose(1, 2))  # [B, F / 4, D]
 
 
 class AttentionPool(nn.Module):

@@ -39,30 +39,31 @@ class PixelNorm(nn.Module):
 class LogMel(nn.Module):
     """PCM [B, T] in [-1, 1] at 16 kHz to log-mel frames [B, F, MELS], each band's mean over the speech removed.
 
-    A strided Conv1d with a Hann-windowed DFT basis, since neither STFT nor DFT nodes parse in TensorRT. The mel bands
-    are torchaudio's (Slaney scale and norm). Subtracting each band's mean over the sounding frames (cepstral mean
-    normalisation, Atal 1974) cancels the loudness and the frequency response of a microphone or a room.
+    A strided Conv1d with a Hann-windowed DFT basis, since neither STFT nor DFT nodes parse in TensorRT. The squares of
+    real and imaginary parts go through a pointwise convolution, where every band stands twice: so the square joins the
+    first convolution's kernel, and no frame is transposed. The mel bands are torchaudio's (Slaney scale and norm).
+    Subtracting each band's mean over the sounding frames (cepstral mean normalisation, Atal 1974) cancels the loudness
+    and the frequency response of a microphone or a room.
     """
 
     basis: Tensor  # [2 * bins, 1, WINDOW]
-    bands: Tensor  # [bins, MELS]
+    bands: Tensor  # [MELS, 2 * bins, 1]
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("basis", dft_basis(WINDOW), persistent=False)
         bins = WINDOW // 2 + 1
         bands = melscale_fbanks(bins, 0.0, SAMPLE_RATE / 2, MELS, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
-        self.register_buffer("bands", bands * 100, persistent=False)  # Slaney's norm is about 1/100 Hz
+        bands = torch.cat([bands, bands]).T[:, :, None] * 100  # Slaney's norm is about 1/100 Hz
+        self.register_buffer("bands", bands.contiguous(), persistent=False)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Log power per band and frame, minus the band's mean over the frames that sound."""
         spectrum = F.conv1d(audio[:, None], self.basis, stride=HOP)  # [B, 2 * bins, F]
-        real, imaginary = spectrum.chunk(2, dim=1)
-        power = (real * real + imaginary * imaginary).transpose(1, 2)  # [B, F, bins]
-        mel = torch.log(power @ self.bands + POWER_FLOOR)  # [B, F, MELS]
-        sounds = (mel.mean(dim=2, keepdim=True) > SILENCE).to(mel.dtype)  # [B, F, 1]
-        mean = (mel * sounds).sum(dim=1, keepdim=True) / (sounds.sum(dim=1, keepdim=True) + 1e-3)  # [B, 1, MELS]
-        return (mel - mean) * sounds
+        mel = torch.log(F.conv1d(spectrum.square(), self.bands) + POWER_FLOOR)  # [B, MELS, F]
+        sounds = (mel.mean(dim=1, keepdim=True) > SILENCE).to(mel.dtype)  # [B, 1, F]
+        mean = (mel * sounds).sum(dim=2, keepdim=True) / (sounds.sum(dim=2, keepdim=True) + 1e-3)  # [B, MELS, 1]
+        return ((mel - mean) * sounds).transpose(1, 2)
 
 
 def dft_basis(window: int) -> Tensor:

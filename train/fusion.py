@@ -6,6 +6,8 @@ where a modality is missing and sum to 1 over those present.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,7 +57,7 @@ class LowRank(nn.Module):
 
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply over the modalities, placeholders included, then add over the rank."""
-        factors = [f(token.mean(dim=1)) for f, token in zip(self.factor, tokens, strict=True)]  # M x [B, R * D]
+        factors = _each(self.factor, tokens).unbind(dim=1)  # M x [B, R * D]
         product = torch.stack([1 + x for x in factors]).prod(dim=0)  # [B, R * D]
         return torch.stack(product.chunk(self.RANK, dim=1)).sum(dim=0), _norm_shares(factors, presence)
 
@@ -69,7 +71,8 @@ class Weighted(nn.Module):
 
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax of the learned scores over the modalities that are present."""
-        return _blend(tokens, self.score.expand_as(presence), presence)
+        means = torch.stack([token.mean(dim=1) for token in tokens], dim=1)  # [B, M, D]
+        return _blend(means, self.score.expand_as(presence), presence)
 
 
 class Gated(nn.Module):
@@ -82,10 +85,8 @@ class Gated(nn.Module):
 
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax of the gate's scores over the modalities that are present, times the transformed means."""
-        means = [token.mean(dim=1) for token in tokens]  # M x [B, D]
-        score = self.gate(torch.cat(means, dim=1))  # [B, M]
-        transformed = [torch.tanh(f(mean))[:, None] for f, mean in zip(self.transform, means, strict=True)]
-        return _blend(transformed, score, presence)
+        score = self.gate(torch.cat([token.mean(dim=1) for token in tokens], dim=1))  # [B, M]
+        return _blend(torch.tanh(_each(self.transform, tokens)), score, presence)
 
 
 class Attention(nn.Module):
@@ -126,15 +127,22 @@ FUSIONS = {
 }
 
 
-def _blend(tokens: list[Tensor], score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax of `score` [B, M] over the present modalities, applied to the tokens' means."""
+def _each(layers: nn.ModuleList, tokens: list[Tensor]) -> Tensor:
+    """Each modality's own linear layer on the mean of its tokens, [B, M, E], as one batched product."""
+    means = torch.stack([token.mean(dim=1) for token in tokens])  # [M, B, D]
+    weight = torch.stack([layer.weight.T for layer in layers])  # [M, D, E]
+    bias = torch.stack([layer.bias for layer in layers])[:, None]  # [M, 1, E]
+    return (means @ weight + bias).transpose(0, 1)  # [B, M, E]
+
+
+def _blend(means: Tensor, score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax of `score` [B, M] over the present modalities, applied to `means` [B, M, D]."""
     present = presence > 0.5
     weights = torch.where(present, score, MASKED_SCORE).softmax(dim=1) * present  # [B, M]
-    means = torch.stack([token.mean(dim=1) for token in tokens], dim=1)  # [B, M, D]
     return (weights[:, :, None] * means).sum(dim=1), weights
 
 
-def _norm_shares(added: list[Tensor], presence: Tensor) -> Tensor:
+def _norm_shares(added: Sequence[Tensor], presence: Tensor) -> Tensor:
     """Each present modality's share of the summed L2 norms, [B, M]."""
     norms = torch.stack([x.square().mean(dim=1).sqrt() for x in added], dim=1) * (presence > 0.5)  # [B, M]
     return norms / (norms.sum(dim=1, keepdim=True) + 1e-6)
