@@ -170,7 +170,7 @@ def _compile(
     except EngineError as error:
         raise EngineError(f"{part}: {error} (log: {log})") from None
     plan = built.pop("plan")
-    measured = summary(parse_layers(log.read_text(errors="replace")))
+    measured = summary(parse_layers(plan or log.read_text(errors="replace")))
     sidecar = Sidecar.model_validate({**wanted, **built, **measured, "opset": _opset(source)})
     write_sidecar(folder, sidecar)
     log.replace(engine_file(folder, target, part, ".log"))

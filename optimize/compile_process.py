@@ -95,7 +95,7 @@ def _follow(lines: IO[bytes], heard: _Heard, show: Callable[[str, float], None],
         try:
             event = json.loads(line)
         except ValueError:  # the process died in the middle of the line
-            break
+            continue
         if "note" in event:
             warn(event["note"])
         elif "built" in event or "error" in event:

@@ -155,7 +155,7 @@ def _plan(engine: bytes, logger: Logger, report: Report) -> str | None:
     inspector = None if loaded is None else loaded.create_engine_inspector()
     told = "" if inspector is None else inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        json.loads(told)
+        json.loads(told, strict=False)  # it has raw control characters
     except ValueError:
         report(note=f"TensorRT tells nothing of the kernels it chose: {plain(logger.errors)}")
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +57,19 @@ def free_memory_bytes(root: Path = Path("/")) -> int | None:
     except OSError:  # not Linux
         return None
     kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return kib[0] * 1024 if kib else None
+    if not kib:
+        return None
+    return max(0, min(kib[0] * 1024, *_left_in_container(root / "sys/fs/cgroup"), sys.maxsize))
+
+
+def _left_in_container(groups: Path) -> Iterator[int]:
+    """What the limit of a container, as far as there is one, leaves: version 2 and version 1 of control groups."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the limit is the word "max"
+            yield int((groups / limit).read_text()) - int((groups / used).read_text())
 
 
 def _attribute(driver: ctypes.CDLL, number: int) -> int:

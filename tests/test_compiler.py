@@ -1,0 +1,154 @@
+"""The compiler's process: which TensorRT it takes, and one code for TensorRT and TensorRT-RTX.
+
+Where no GPU is, the real module of TensorRT-RTX stands in for `tensorrt`: the same names, and no list of GPUs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import tensorrt_rtx
+
+from edgefuse.optimize import compiler
+from edgefuse.optimize.compiler import Job, load_package, parser_errors, too_old, workspace_bytes
+from edgefuse.optimize.fp16 import to_fp16
+from edgefuse.optimize.graph import Graph
+from edgefuse.runtime.bundle import HEAD
+from edgefuse.runtime.errors import EngineError
+from tests.optimize_fixtures import PARTS
+
+MODEL = to_fp16(Graph(PARTS[HEAD])).serialize()
+# What a machine with a GPU would have: an engine that can be loaded and asked.
+WITH_GPU = """
+from tensorrt_rtx import *
+__version__ = "10.3.0"
+class Runtime:
+    def __init__(self, logger): pass
+    def deserialize_cuda_engine(self, plan): return self
+    def create_engine_inspector(self): return self
+    def get_engine_information(self, form): return '{"Layers": [], "note": "raw \\x1e control"}'
+"""
+
+
+def stand_in(folder: Path, code: str = "from tensorrt_rtx import *\n__version__ = '10.3.0'") -> Path:
+    """A folder with a module `tensorrt`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tensorrt.py").write_text(code)
+    return folder
+
+
+def compiled(job: Job, path: Path, model: bytes = MODEL) -> tuple[list[dict], str]:
+    """The lines that the compiler's process says, and its log."""
+    child = subprocess.run(
+        [sys.executable, "-m", "edgefuse.optimize.compiler"],
+        input=json.dumps(asdict(job)).encode() + b"\n" + model,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(path)},
+    )
+    return [json.loads(line) for line in child.stdout.splitlines()], child.stderr.decode(errors="replace")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Build for `tensorrt`, with a timing cache."""
+    return Job("tensorrt", (), 4, str(tmp_path / "head.engine"), str(tmp_path / "timing.cache"), 2)
+
+
+def test_tensorrt_runs_the_same_code(job: Job, tmp_path: Path) -> None:
+    (*events, answer), log = compiled(job, stand_in(tmp_path / "modules"))
+    built = answer["built"]
+    assert built["engine_sha256"] == hashlib.sha256(Path(job.engine).read_bytes()).hexdigest()
+    assert built["hardware_compatibility"] == "NONE"
+    assert set(built["profiles"]) == {"image_tokens", "audio_tokens", "text_tokens", "presence"}
+    assert built["profiles"]["presence"] == [[1, 3], [1, 3], [4, 3]]
+    assert log.count("Layers:") == 1  # no second plan
+    assert any(event.get("phase") == "Building engine" for event in events)
+
+
+@pytest.mark.parametrize("content", [None, b"damaged"])
+def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew_with_a_word(
+    job: Job, tmp_path: Path, content: bytes | None
+) -> None:
+    cache = Path(str(job.timing_cache))
+    if content is not None:
+        cache.write_bytes(content)
+    events, _ = compiled(job, stand_in(tmp_path / "modules"))
+    notes = [event["note"] for event in events if str(cache) in event.get("note", "")]
+    assert notes == ([] if content is None else [f"{cache} cannot be used and is made anew"])
+    assert "built" in events[-1]
+    assert cache.read_bytes()[:4] == b"ptrt"  # as TensorRT writes it
+
+
+def test_without_a_gpu_the_missing_plan_is_said(job: Job, tmp_path: Path) -> None:
+    events, _ = compiled(replace(job, timing_cache=None), stand_in(tmp_path / "modules"))
+    (note,) = (event["note"] for event in events if "note" in event)
+    assert note.startswith("TensorRT tells nothing of the kernels it chose: ")
+    assert "\n" not in note
+    assert events[-1]["built"]["plan"] is None
+    assert not Path(str(job.timing_cache)).exists()
+
+
+def test_with_a_gpu_the_plan_is_told_as_the_inspector_has_it(job: Job, tmp_path: Path) -> None:
+    events, _ = compiled(job, stand_in(tmp_path / "modules", WITH_GPU))
+    assert events[-1]["built"]["plan"] == '{"Layers": [], "note": "raw \x1e control"}'
+    assert not [event for event in events if "note" in event]
+
+
+def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match=r"needs the Python package tensorrt, which is not installed: .*JetPack.*pip"):
+        load_package("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (
+            "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
+            r"cannot be loaded \(libnvinfer.so.10",
+        ),
+        ("import a_package_that_it_needs", r"cannot be loaded \(No module named 'a_package_that_it_needs'\)"),
+        ("__version__ = '8.6.1'", r"needs tensorrt 10.3 or newer, 8.6.1 is installed: .* comes with JetPack 6.1"),
+        ("__version__ = '10.2.0.post1'", "needs tensorrt 10.3 or newer, 10.2.0.post1 is installed"),
+    ],
+)
+def test_a_package_that_is_of_no_use_is_said_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
+) -> None:
+    monkeypatch.syspath_prepend(stand_in(tmp_path / "modules", code))
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(EngineError, match=why) as error:
+        load_package("tensorrt")
+    assert "\n" not in str(error.value)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+
+
+def test_the_versions_of_today_are_not_too_old() -> None:
+    assert not too_old("tensorrt-rtx", tensorrt_rtx.__version__)
+    assert not any(too_old("tensorrt", version) for version in ("10.3.0", "10.16.2.10", "11.4.0.106"))
+
+
+def test_all_errors_of_a_parser_are_told() -> None:
+    class Error:
+        def __init__(self, name: str, description: str) -> None:
+            self.node_name, self.node_operator, self.desc = (lambda: name), (lambda: "Op"), (lambda: description)
+
+    noise = (
+        "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In x at y:250 (cudaError 35: no driver))"
+    )
+    assert parser_errors([Error("a", f"bad\n{noise}"), Error("", "no model")]) == "Op 'a': bad; no model"
+    assert "see the log" in parser_errors([])
+
+
+def test_the_workspace_is_half_of_the_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, expected in ((None, 2 << 30), (64 << 30, 2 << 30), (1 << 30, 1 << 29)):
+        monkeypatch.setattr(compiler, "free_memory_bytes", lambda free=free: free)
+        assert workspace_bytes() == expected
