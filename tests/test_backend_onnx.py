@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefuse.runtime.backend_onnx import OnnxBackend, open_session
+from edgefuse.runtime.backend_onnx import OnnxBackend, _waiting, open_session
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import BundleError
 
@@ -112,3 +113,22 @@ def test_without_onnxruntime_the_extra_is_named():
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
     assert found == "this needs ONNX Runtime: pip install 'edgefuse[cpu]'\n"
+
+
+def test_workers_leave_the_cores_alone_after_a_run():
+    weight = numpy_helper.from_array(np.ones((512, 512), np.float32), "w")
+    sides = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [512, 512]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", sides[:1], sides[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    session = open_session(model.SerializeToString(), threads=4)
+    session.run(None, {"x": np.ones((512, 512), np.float32)})
+
+    busy = time.process_time()
+    time.sleep(0.2)
+
+    assert time.process_time() - busy < 0.01  # three spinning workers burn ten times as much
+
+
+@pytest.mark.parametrize(("version", "setting"), [("1.25.1", "allow_spinning"), ("1.26.0", "spin_duration_us")])
+def test_an_old_onnxruntime_lets_its_workers_sleep(version, setting):
+    assert list(_waiting(version)) == [f"session.intra_op.{setting}"]
