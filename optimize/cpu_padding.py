@@ -59,9 +59,8 @@ def _cut_positions(rewrite: Rewrite, nodes: Sequence[NodeProto], count: str, len
     for node in nodes:
         for index, name in enumerate(node.input):
             constant = rewrite.constant(name)
-            if constant is None or constant.shape[:2] != (1, length):
-                continue
-            if (node.op_type == "Gather" and index == 1) or (node.op_type == "Add" and constant.ndim == 3):
+            dimensions = 2 if node.op_type == "Gather" else 3
+            if constant is not None and constant.ndim == dimensions and constant.shape[:2] == (1, length):
                 node.input[index] = _first(rewrite, name, count, 1)
 
 

@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
-from edgefuse.optimize.cpu_attention import one_node_attention
-from edgefuse.optimize.cpu_padding import without_padding
-from edgefuse.optimize.cpu_rewrite import Rewrite
-from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.cpu_parts import fused
 from tests.optimize_fixtures import DIM, LENGTH, PARTS, VOCABULARY, Net, outputs
 
 
-def text_part(pool: str, *, masked: bool = True) -> bytes:
+def text_part(pool: str, *, masked: bool = True, looked_up: bool = True) -> bytes:
     """Words and their places through a Linear; the sum over the words, their mean, or every word's token."""
     net = Net(6)
     words = net.add("Gather", net.weight(len(VOCABULARY), DIM), "input_ids")
-    places = net.add("Gather", net.weight(2 * LENGTH, DIM), np.arange(LENGTH)[None])  # [1, L, D]
-    x = net.norm(net.linear(net.add("Add", words, places), DIM, DIM), DIM)
+    table = net.weight(2 * LENGTH, DIM)
+    places = net.add("Gather", table, np.arange(LENGTH)[None]) if looked_up else table[None, :LENGTH]  # [1, L, D]
+    x = net.norm(net.linear(net.norm(net.add("Add", words, places), DIM), DIM, DIM), DIM)
     real = net.add("Unsqueeze", net.add("Cast", "attention_mask", to=TensorProto.FLOAT), np.array([2]))  # [B, L, 1]
     kept = net.add("Mul", x, real) if masked else x
     if pool == "mean":
@@ -33,33 +31,26 @@ def text_part(pool: str, *, masked: bool = True) -> bytes:
     return net.model(inputs, {"text_tokens": kept})
 
 
-def rewritten(model: bytes) -> bytes:
-    rewrite = Rewrite(Graph(model))
-    one_node_attention(rewrite)
-    without_padding(rewrite)
-    return rewrite.serialize()
-
-
 def operators(model: bytes) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
 
 
-POOLED = {pool: (text_part(pool), rewritten(text_part(pool))) for pool in ("mean", "all")}
+MODELS = [text_part(pool, looked_up=looked_up) for pool in ("mean", "all") for looked_up in (True, False)]
+CUT = [fused(model) for model in MODELS]
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(0, LENGTH), min_size=1, max_size=4), pool=st.sampled_from(["mean", "all"]))
-def test_padding_changes_no_token(lengths: list[int], pool: str) -> None:
+@given(lengths=st.lists(st.integers(0, LENGTH), min_size=1, max_size=4), model=st.integers(0, len(MODELS) - 1))
+def test_padding_changes_no_token(lengths: list[int], model: int) -> None:
     mask = (np.arange(LENGTH) < np.array(lengths)[:, None]).astype(np.int32)  # [B, L]
     ids = np.random.default_rng(0).integers(1, len(VOCABULARY), mask.shape).astype(np.int32)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    whole, cut = POOLED[pool]
-    assert operators(cut)["Slice"] == 3  # ids, mask, places
-    np.testing.assert_allclose(outputs(cut, inputs)[0], outputs(whole, inputs)[0], atol=1e-5)
+    assert operators(CUT[model])["Slice"] == 3  # ids, mask, places
+    np.testing.assert_allclose(outputs(CUT[model], inputs)[0], outputs(MODELS[model], inputs)[0], atol=1e-5)
 
 
 def test_only_words_are_computed() -> None:
-    model = onnx.load_model_from_string(POOLED["all"][1])
+    model = onnx.load_model_from_string(fused(text_part("all")))
     product = next(node.output[0] for node in model.graph.node if node.op_type == "MatMul")
     model.graph.output.append(onnx.helper.make_tensor_value_info(product, TensorProto.FLOAT, None))
     mask = np.zeros((2, LENGTH), np.int32)
@@ -69,11 +60,9 @@ def test_only_words_are_computed() -> None:
     assert found[1].shape == (2, 3, DIM)
 
 
-@pytest.mark.parametrize("model", [text_part("all", masked=False), text_part("mean", masked=False), PARTS["text"]])
+UNMASKED = [text_part(pool, masked=False) for pool in ("mean", "all")]
+
+
+@pytest.mark.parametrize("model", [*UNMASKED, *PARTS.values()])
 def test_padding_that_has_a_say_stays(model: bytes) -> None:
-    assert "ReduceMax" not in operators(rewritten(model))
-
-
-@pytest.mark.parametrize("part", ["image", "audio"])
-def test_parts_without_text_stay(part: str) -> None:
-    assert operators(rewritten(PARTS[part])) == operators(PARTS[part])
+    assert "ReduceMax" not in operators(fused(model))
