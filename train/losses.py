@@ -25,6 +25,16 @@ def alignment_loss(first: Tensor, second: Tensor, same: Tensor, temperature: flo
     return F.cross_entropy(similarity, same)
 
 
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean Kullback-Leibler divergence of the student's logits [B, C] from the teacher's, both softened (Hinton 2015).
+
+    The factor temperature^2 keeps the size of the gradient independent of it.
+    """
+    log_student = F.log_softmax(student / temperature, dim=1)  # [B, C]
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)  # [B, C]
+    return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of rows whose largest logit is the label, 0..1."""
     return float((logits.argmax(dim=1) == labels).to(torch.float64).mean())
