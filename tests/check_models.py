@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
 F32, F16, I8, U8, I32 = np.float32, np.float16, np.int8, np.uint8, np.int32
+TENTH, ZERO = F32(0.1), I8(0)
 HALF, FLOAT, INT64, UINT8 = TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.INT64, TensorProto.UINT8
 
 
@@ -44,7 +45,7 @@ class Draft:
         self.constants.append(numpy_helper.from_array(np.asarray(value), name))
         return name
 
-    def quantized(self, value: str | ArrayLike, scale: ArrayLike = F32(0.1), **attributes: Any) -> str:
+    def quantized(self, value: str | ArrayLike, scale: ArrayLike = TENTH, **attributes: Any) -> str:
         """`value` behind a symmetric int8 Q and DQ."""
         zeros = np.zeros(np.shape(scale), I8)
         codes = self.add("QuantizeLinear", value, np.asarray(scale), zeros, **attributes)
@@ -83,8 +84,8 @@ def case(module: str, rule: str | None, severity: str, parsed: bool | None = Non
 
 def pair(
     data: int = FLOAT,
-    scale: ArrayLike = F32(0.1),
-    zero: ArrayLike | None = I8(0),  # noqa: B008 # a number
+    scale: ArrayLike = TENTH,
+    zero: ArrayLike | None = ZERO,
     opset: int = 19,
     shape: Sequence[int] = (2, 3, 4, 4),
     dq_scale: ArrayLike | None = None,
