@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from edgefuse.optimize.compile_process import run_compiler
 from edgefuse.optimize.compiler import Job, load_package
 from edgefuse.optimize.plan import parse_layers, summary
+from edgefuse.optimize.preflight import inspect
 from edgefuse.runtime.backend_onnx import open_session
 from edgefuse.runtime.bundle import HEAD, Bundle, part_file
 from edgefuse.runtime.engines import COMPILED_SET, Sidecar, engine_file, read_sidecar, staged_file, write_sidecar
@@ -155,6 +156,7 @@ def _compile(
 ) -> Sidecar:
     """Build one engine in a process of its own and put it in the place of the old one."""
     part, target = wanted["part"], options.target
+    _refuse(part, source, options, progress)
     staged, log = staged_file(folder, target, part), engine_file(folder, target, part, ".failed.log")
     staged.parent.mkdir(parents=True, exist_ok=True)
     cache = str(_timing_cache(folder, options)) if target == "tensorrt" else None
@@ -174,9 +176,32 @@ def _compile(
     sidecar = Sidecar.model_validate({**wanted, **built, **measured, "opset": _opset(source)})
     write_sidecar(folder, sidecar)
     log.replace(engine_file(folder, target, part, ".log"))
+    plan_file = engine_file(folder, target, part, ".plan.json")
+    plan_file.unlink(missing_ok=True)  # of the engine before
     if plan is not None:
-        write_atomic(engine_file(folder, target, part, ".plan.json"), plan.encode())
+        write_atomic(plan_file, plan.encode())
     return sidecar
+
+
+def _refuse(part: str, source: bytes, options: Options, progress: Progress) -> None:
+    """Say before the compiler runs what it would refuse, or take and silently do otherwise (preflight.py)."""
+    found = inspect(source, (_checked_version(options),))
+    told = [f"{finding.node or 'the graph'}: {finding.effect}; {finding.mend}" for finding in found]
+    refused = [line for line, finding in zip(told, found, strict=True) if finding.severity == "refused"]
+    if refused:
+        more = f" (and {len(refused) - 1} more, see `edgefuse check`)" if len(refused) > 1 else ""
+        raise EngineError(f"{part}: {options.target} {options.version} would refuse it: {refused[0]}{more}")
+    for line, finding in zip(told, found, strict=True):
+        if finding.severity == "silent":
+            progress.console.print(f"{part}: {line}", style="yellow", markup=False)
+
+
+def _checked_version(options: Options) -> str:
+    """The version of `edgefuse check` that stands for the installed one."""
+    if options.target == "tensorrt-rtx":
+        return "rtx"
+    here = tuple(map(int, re.findall(r"\d+", options.version)[:2]))
+    return "11" if here >= (11, 0) else "10.16" if here >= (10, 16) else "10.3"
 
 
 def _timing_cache(folder: Path, options: Options) -> Path:

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorrt_rtx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefuse.optimize import build_engine, compiler
+from edgefuse.optimize import build_engine
 from edgefuse.optimize.build_engine import PORTABLE_SM, build
-from edgefuse.optimize.compiler import Job, gpu_sm, load_package, parser_errors, workspace_bytes
+from edgefuse.optimize.compiler import Job
+from edgefuse.optimize.finding import Finding
 from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.runtime.bundle import HEAD, Bundle, PartInfo, part_file
-from edgefuse.runtime.engines import engine_file, open_engine, read_sidecar
+from edgefuse.runtime.engine_header import read_header, same_version
+from edgefuse.runtime.engines import Machine, engine_file, open_engine, read_sidecar, staged_file
 from edgefuse.runtime.errors import BundleError, EngineError
+from edgefuse.runtime.machine import PLATFORM, Gpu
 from tests.optimize_fixtures import MODALITIES, PARTS, write_parts_bundle
 
 RTX = "tensorrt-rtx"
@@ -58,12 +63,17 @@ def test_each_part_becomes_an_engine_with_its_sidecar(built: tuple[Path, dict]) 
     bundle = Bundle.open(folder)
     assert [Path(engine["path"]).stem for engine in told["engines"]] == list(ALL_PARTS)
     for part, engine in zip(ALL_PARTS, told["engines"], strict=True):
-        data = open_engine(bundle, RTX, part, sm=86, version=tensorrt_rtx.__version__)
-        assert data[:4] == b"vtrt"
-        assert data[32] == 0x04 | 0x08  # SM 86 and 89 in TensorRT-RTX's own header
+        data = open_engine(bundle, RTX, part, Machine(tensorrt_rtx.__version__, 86))
+        header = read_header(data)
+        assert header is not None
+        assert (header.target, header.sm, header.size_bytes) == (RTX, (86, 89), len(data))
+        assert same_version(header, tensorrt_rtx.__version__)
         sidecar = read_sidecar(folder, RTX, part)
         assert sidecar is not None
         assert (sidecar.sm, sidecar.batch) == ((86, 89), (1, 1, 8))
+        assert (sidecar.platform, sidecar.gpu, sidecar.cuda) == (PLATFORM, None, None)
+        assert (sidecar.precision, sidecar.opset) == ("fp16", Graph(bundle.part("trt", part)).opset)
+        assert all(shapes[0][0] == 1 and shapes[2][0] == 8 for shapes in sidecar.profiles.values())
         assert sidecar.kernels == engine["kernels"] > 0
         assert sidecar.bytes_touched == engine["bytes_touched"] > 0  # at batch 1, so no size is free
         assert engine["reused"] is False
@@ -72,7 +82,7 @@ def test_each_part_becomes_an_engine_with_its_sidecar(built: tuple[Path, dict]) 
 
 
 def test_engines_that_fit_are_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_engine, "_compile", None)  # would be called
+    monkeypatch.setattr(build_engine, "run_compiler", None)  # would be called
     assert all(engine["reused"] for engine in build(copy, sm=(89, 86))["engines"])
 
 
@@ -122,17 +132,14 @@ def test_sm_is_for_rtx_only(copy: Path) -> None:
     refused(copy, "--sm is for tensorrt-rtx", target="tensorrt", sm=(86,))
 
 
+def test_levels_are_for_tensorrt_only(copy: Path) -> None:
+    """TensorRT-RTX makes the same plan at every level."""
+    refused(copy, "--optimization-level is for tensorrt", optimization_level=5)
+
+
 def test_a_package_that_is_missing_is_said_in_one_line(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     refused(copy, r"needs the Python package tensorrt, which is not installed: .*JetPack.*pip", target="tensorrt")
-
-
-def test_a_package_without_its_libraries_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    with pytest.raises(EngineError, match=r"which cannot be loaded \(libnvinfer.so.10: .*\): .*JetPack"):
-        load_package("tensorrt")
 
 
 def test_a_bundle_without_trt_parts_is_refused(tmp_path: Path) -> None:
@@ -161,72 +168,119 @@ def onnx_part(nodes: list, inputs: dict, opset: int = 18, **constants: np.ndarra
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9).SerializeToString()
 
 
-def test_the_parser_refusing_is_one_line_that_names_the_node(copy: Path) -> None:
+def mixed_types(folder: Path) -> None:
+    """Put parts into a bundle that multiply FP16 by FP32, which strong typing refuses."""
     nodes = [helper.make_node("Mul", ["x", "c"], ["y"], name="mixed")]
-    with_parts(
-        Bundle.open(copy),
-        "trt",
-        {part: onnx_part(nodes, {"x": ["b", 4]}, c=np.ones(4, np.float32)) for part in ALL_PARTS},
-    )
+    model = onnx_part(nodes, {"x": ["b", 4]}, c=np.ones(4, np.float32))
+    with_parts(Bundle.open(folder), "trt", dict.fromkeys(ALL_PARTS, model))
+
+
+def test_what_the_check_finds_is_refused_before_the_compiler_runs(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixed_types(copy)
+    monkeypatch.setattr(build_engine, "run_compiler", None)  # would be called
+    told = refused(copy, rf"^image: tensorrt-rtx {tensorrt_rtx.__version__} would refuse it: mixed: ", sm=(86, 89))
+    assert told.count("; ") >= 1  # what to do
+
+
+def unchecked(monkeypatch: pytest.MonkeyPatch, *found: Finding) -> None:
+    """Let the check find `found` and nothing else."""
+    monkeypatch.setattr(build_engine, "inspect", lambda model, targets: list(found))
+
+
+def test_what_would_silently_be_otherwise_is_a_warning(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    findings = [
+        Finding("conv_1", "a-rule", severity, f"{severity} effect", "do this") for severity in ("silent", "note")
+    ]
+    unchecked(monkeypatch, *findings)
+    engine_file(copy, RTX, HEAD).unlink()
+    build(copy, sm=(86, 89))
+    told = " ".join(capsys.readouterr().err.split())
+    assert "head: conv_1: silent effect; do this" in told
+    assert "note effect" not in told
+
+
+def test_the_parser_refusing_is_one_line_that_names_the_node(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unchecked(monkeypatch)
+    before = engine_file(copy, RTX, "image", ".log").read_text(errors="replace")
+    mixed_types(copy)
     told = refused(copy, r"image: tensorrt-rtx \S+ refuses the graph: Mul 'mixed': .*Half and Float", sm=(86, 89))
     assert "checkMacros" not in told
     assert "cudaError" not in told
-    assert told.endswith(f"(log: {engine_file(copy, RTX, 'image', '.log')})")
+    log = engine_file(copy, RTX, "image", ".failed.log")
+    assert told.endswith(f"(log: {log})")
+    assert "mixed" in log.read_text(errors="replace")
+    assert engine_file(copy, RTX, "image", ".log").read_text(errors="replace") == before  # of the engine that is there
 
 
-def test_a_compiler_that_crashes_is_an_error_and_leaves_the_old_engines(copy: Path) -> None:
+def test_a_compiler_that_crashes_is_an_error_and_leaves_the_old_engines(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorRT-RTX 1.7 dies of a segmentation fault on attention whose three inputs are one tensor."""
-    before = engine_file(copy, RTX, "image").read_bytes()
+    unchecked(monkeypatch)
+    before = files_of(copy)
     nodes = [helper.make_node("Attention", ["x", "x", "x"], ["y"], name="self", q_num_heads=2, kv_num_heads=2)]
     with_parts(Bundle.open(copy), "trt", {part: onnx_part(nodes, {"x": [1, 8, 32]}, opset=23) for part in ALL_PARTS})
-    refused(copy, r"image: the tensorrt-rtx compiler was killed by SIG\w+ .* MiB .* \(log: ", sm=(86, 89))
-    assert engine_file(copy, RTX, "image").read_bytes() == before
-    assert engine_file(copy, RTX, "image", ".json").exists()
+    refused(copy, r"image: the tensorrt-rtx compiler crashed \(SIG\w+\) at .* MiB .* \(log: ", sm=(86, 89))
+    assert files_of(copy) == before
 
 
-def test_all_errors_of_a_parser_are_told() -> None:
-    class Error:
-        def __init__(self, name: str, description: str) -> None:
-            self.node_name, self.node_operator, self.desc = (lambda: name), (lambda: "Op"), (lambda: description)
-
-    noise = (
-        "[checkMacros.cpp::catchCudaError::250] Error Code 1: Cuda Runtime (In x at y:250 (cudaError 35: no driver))"
-    )
-    assert parser_errors([Error("a", f"bad\n{noise}"), Error("", "no model")]) == "Op 'a': bad; no model"
-    assert "see the log" in parser_errors([])
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The engines of a bundle and what stands beside them, logs of failures left out."""
+    files = (folder / "engines" / RTX).iterdir()
+    return {path.name: path.read_bytes() for path in files if not path.name.endswith(".failed.log")}
 
 
-def test_tensorrt_itself_runs_the_same_code(tmp_path: Path) -> None:
-    """The module of TensorRT-RTX stands in for tensorrt: same names, no SM list, no second plan."""
-    script = (
-        "import sys, tensorrt_rtx; sys.modules['tensorrt'] = tensorrt_rtx\n"
-        "from edgefuse.optimize.compiler import main; main()"
-    )
-    job = Job("tensorrt", (), 4, str(tmp_path / "head.engine"))
-    child = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps(asdict(job)).encode() + b"\n" + to_fp16(Graph(PARTS[HEAD])).serialize(),
-        capture_output=True,
-        check=True,
-    )
-    *events, answer = (json.loads(line) for line in child.stdout.splitlines())
-    engine = (tmp_path / "head.engine").read_bytes()
-    assert answer["built"]["engine_sha256"] == hashlib.sha256(engine).hexdigest()
-    assert child.stderr.count(b"Layers:") == 1
-    assert {"phase", "total", "completed"} == {key for event in events for key in event}
-    (total,) = (event["total"] for event in events if "total" in event)
-    completed = [event["completed"] for event in events if "completed" in event]
-    assert 0 < completed[0] < completed[-1] <= total
-    assert completed == sorted(completed)
+def test_a_full_disk_leaves_the_old_engines(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(folder: Path, sidecar: object) -> None:
+        staged_file(folder, RTX, "image").unlink()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = files_of(copy)
+    monkeypatch.setattr(build_engine, "write_sidecar", full)
+    with pytest.raises(OSError, match="No space left"):
+        build(copy, sm=(86,))
+    assert files_of(copy) == before
+    assert open_engine(Bundle.open(copy), RTX, "image", Machine(sm=89))
 
 
-def test_the_gpu_is_unknown_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
-    assert gpu_sm() == ()
+def test_what_tensorrt_tunes_for_one_gpu_is_built_again_on_another(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for TensorRT and for the GPU: what is asked of the compiler, and what stands in the sidecar."""
+    jobs: list[Job] = []
 
+    def compile_(job: Job, model: bytes, log: Path, **shown: Any) -> dict[str, Any]:
+        jobs.append(job)
+        plan = b"ftrt" + bytes(20) + bytes((10, 3, 0, 26)) + model[:9]
+        Path(job.engine).write_bytes(plan)
+        log.write_text("a log")
+        kernels = '{"Layers": [{"Name": "k", "LayerType": "gemm", "Inputs": [], "Outputs": []}], "Bindings": []}'
+        digest = hashlib.sha256(plan).hexdigest()
+        return {"engine_sha256": digest, "seconds": 1.0, "plan": kernels, "hardware_compatibility": "NONE"}
 
-def test_the_workspace_is_half_of_the_free_memory_at_most() -> None:
-    assert 0 < workspace_bytes() <= compiler.MAX_WORKSPACE_BYTES
+    def on(gpu: Gpu, **options: Any) -> list[bool]:
+        monkeypatch.setattr(build_engine, "find_gpu", lambda: gpu)
+        return [engine["reused"] for engine in build(copy, target="tensorrt", **options)["engines"]]
+
+    monkeypatch.setattr(build_engine, "run_compiler", compile_)
+    monkeypatch.setattr(build_engine, "load_package", lambda target: SimpleNamespace(__version__="10.3.0"))
+    orin = Gpu("Orin", 87, "12.6")
+    assert on(orin) == [False] * 4
+    assert on(orin) == [True] * 4
+    assert on(Gpu("Orin", 87, "13.2")) == [False] * 4  # another driver
+    assert on(Gpu("NVIDIA A2", 86, "13.2"), optimization_level=5) == [False] * 4
+    caches = [Path(str(job.timing_cache)).name for job in jobs]
+    assert caches[::4] == ["timing-10.3.0-Orin-sm87.cache"] * 2 + ["timing-10.3.0-NVIDIA-A2-sm86.cache"]
+    assert (jobs[-1].optimization_level, jobs[-1].sm) == (5, (86,))
+    sidecar = read_sidecar(copy, "tensorrt", HEAD)
+    assert sidecar is not None
+    assert (sidecar.gpu, sidecar.cuda, sidecar.optimization_level) == ("NVIDIA A2", "13.2", 5)
+    assert sidecar.kernels == 1  # by the inspector's account, which is kept too
+    assert "Layers" in engine_file(copy, "tensorrt", HEAD, ".plan.json").read_text()
+    here = Machine("10.3.0", 86, "NVIDIA A2", "13.2", PLATFORM)
+    assert open_engine(Bundle.open(copy), "tensorrt", HEAD, here)
+    with pytest.raises(EngineError, match="was built for SM 86, this GPU is SM 87; run `edgefuse build"):
+        open_engine(Bundle.open(copy), "tensorrt", HEAD, Machine(sm=87))
 
 
 def test_cpu_parts_are_opened_and_run(tmp_path: Path) -> None:
