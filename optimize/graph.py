@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Graph:
             value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)
         }
         self.types.update({name: tensor.data_type for name, tensor in self.initializers.items()})
+        self._shapes: dict[str, tuple[int, ...]] = {
+            value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+            for value in (*graph.input, *graph.value_info, *graph.output)
+        }
+        self._shapes.update({name: tuple(tensor.dims) for name, tensor in self.initializers.items()})
         self._names = {*self.types, *self.producers, *(node.name for node in self.nodes)}
         seen: set[str] = set()
         for node in self.nodes:  # nodes are found by name, which ONNX lets be empty or shared
@@ -71,6 +77,15 @@ class Graph:
     def array(self, initializer: str) -> NDArray[Any]:
         """The content of an initializer."""
         return numpy_helper.to_array(self.initializers[initializer])
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """Shape of `value` at batch 1: a size that is free counts as 1; () where it is not known."""
+        return self._shapes.get(value, ())
+
+    def size_bytes(self, value: str) -> int:
+        """Bytes of `value` at batch 1."""
+        kind = self.types.get(value, FLOAT)
+        return int(prod(self.shape(value)) * helper.tensor_dtype_to_np_dtype(kind).itemsize)
 
     def unused_name(self, wish: str) -> str:
         """`wish`, or `wish` with a number where that name is taken; it is taken from now on."""

@@ -38,6 +38,30 @@ class Site:
     groups: int = 1  # of a convolution
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One of the two products of an attention: Q and K, or the softmax of that and V. INT8 wants both, or none."""
+
+    node: str
+    inputs: tuple[str, str]
+
+
+def find_products(graph: Graph, excluded: Collection[str] = ()) -> list[Product]:
+    """The products of every whole attention, but for those named in `excluded`."""
+    products = []
+    for mix in graph.nodes:
+        softmax = graph.producers.get(mix.input[0]) if mix.op_type == "MatMul" else None
+        if softmax is None or softmax.op_type != "Softmax":
+            continue
+        scores: NodeProto | None = softmax
+        while scores is not None and scores.op_type in ("Softmax", "Add", "Mul", "Div", "Where"):
+            behind = scores.input[1 if scores.op_type == "Where" else 0]
+            scores = graph.producers.get(behind)
+        if scores is not None and scores.op_type == "MatMul" and not {scores.name, mix.name} & set(excluded):
+            products += [Product(node.name, (node.input[0], node.input[1])) for node in (scores, mix)]
+    return [product for product in products if not set(product.inputs) & set(graph.initializers)]
+
+
 def find_sites(graph: Graph, excluded: Collection[str] = ()) -> list[Site]:
     """The nodes that multiply by a constant float matrix or look up its rows, but for those named in `excluded`."""
     sites = []
@@ -114,23 +138,30 @@ def quantize_weight(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.
     return np.clip(codes, -STEPS, STEPS).astype(np.int8), scales
 
 
-def insert(graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float]) -> Graph:
-    """The graph with its `sites`, and the residual additions between them, in INT8.
+def insert(
+    graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float], products: Collection[Product] = ()
+) -> Graph:
+    """The graph with its `sites`, the residual additions between them, and the `products` of attentions in INT8.
 
     Args:
         graph: the FP32 part.
         sites: what may be INT8.
-        thresholds: activation -> magnitude that becomes 127; every activation of `sites` and every skip input.
+        thresholds: activation -> magnitude that becomes 127; every activation of `sites` and `products`, and every skip
+            input.
+        products: of attentions, both of each.
     """
-    return _Insertion(graph, sites, thresholds).run()
+    return _Insertion(graph, sites, thresholds, products).run()
 
 
 class _Insertion:
     """One sweep in topological order; Q/DQ stand right before their first reader."""
 
-    def __init__(self, graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float]) -> None:
+    def __init__(
+        self, graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float], products: Collection[Product]
+    ) -> None:
         self.graph = graph
         self.sites = {site.node: site for site in sites}
+        self.products = {product.node for product in products}
         self.skips = skip_inputs(graph, sites)
         self.thresholds = thresholds
         self.nodes: list[NodeProto] = []
@@ -146,6 +177,8 @@ class _Insertion:
                 if site.activation is not None:
                     replaced[site.activation] = self._activation(site.activation)
                 new.input[:] = [replaced.get(name, name) for name in node.input]
+            elif node.name in self.products:
+                new.input[:] = [self._activation(name) for name in node.input]
             elif skip := self.skips.get(node.name):
                 new.input[:] = [self._activation(skip) if name == skip else name for name in node.input]
             self.nodes.append(new)

@@ -1,65 +1,97 @@
-"""Makes the candidates of a part for TensorRT: FP16, and for an encoder INT8 with FP16 around it."""
+"""The forms of one part for TensorRT, as candidates for the judge: FP16, then what the planner finds cheapest."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Callable, Iterator
 
-from edgefuse.optimize.calibrate import observe, overflowing
-from edgefuse.optimize.fp16 import front_end, to_fp16
+from edgefuse.optimize.cost import Cost
+from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import Candidate
-from edgefuse.optimize.qdq import Site, find_sites, insert, refusal, skip_inputs
+from edgefuse.optimize.planner import Forms
+from edgefuse.optimize.ptq import BATCH, calibrate_part
 from edgefuse.runtime.errors import ManifestError
 from edgefuse.runtime.samples import Samples
 
-CALIBRATION_BATCH = 8
 FP16, INT8 = "fp16", "int8+fp16"
-_CONVOLUTIONS = "INT8 convolutions cost TensorRT-RTX more kernels and more bytes than FP16 ones"
 _HEAD = "FP16: one row at a time goes through the head, where INT8 only adds kernels"
 
 
-def head_candidate(model: bytes) -> Candidate:
-    """The head in FP16."""
-    return Candidate(FP16, to_fp16(Graph(model)).serialize(), exact_qdq=True, note=_HEAD)
+class TrtPart:
+    """One part, from the form that is best by cost to those that give blocks back to FP16.
+
+    Args:
+        forms: of an encoder; None for the head, which has its FP16 form only.
+        fp16: that form.
+    """
+
+    def __init__(self, forms: Forms | None, fp16: bytes) -> None:
+        self.forms = forms
+        self.candidates = [Candidate(FP16, fp16, exact_qdq=True)]
+        self._int8: dict[str, frozenset[str]] = {FP16: frozenset()}  # candidate -> its INT8 blocks
+        self._back: Iterator[str] = iter(())  # blocks that are next to go back to FP16
+
+    def blocks(self, name: str) -> frozenset[str]:
+        """The INT8 blocks of a candidate."""
+        return self._int8[name]
+
+    def note(self, name: str) -> str:
+        """What of a candidate is INT8, in one line for the contract."""
+        if self.forms is None:
+            return _HEAD
+        told = [f"{row['block']} in {row['precision'].upper()}: {row['why']}" for row in self.reasons(name)]
+        return "; ".join(told)
+
+    def reasons(self, name: str) -> list[dict[str, str]]:
+        """Why each block is what it is in a candidate."""
+        return self.forms.reasons(self._int8[name]) if self.forms else []
+
+    def offer(self, int8: frozenset[str], back: list[str]) -> None:
+        """Add a form with these INT8 blocks; `retreat` will give them back in the order of `back`."""
+        assert self.forms is not None
+        name = INT8 if len(self.candidates) == 1 else f"{INT8}/{len(self.candidates) - 1}"
+        self._int8[name] = int8
+        self._back = iter(back)
+        self.candidates.append(Candidate(name, self.forms.model(int8), exact_qdq=True))
+
+    def retreat(self) -> Candidate | None:
+        """The last candidate with one more block in FP16, None where no INT8 is left."""
+        int8 = self._int8[self.candidates[-1].precision] - {next(self._back, "")}
+        if not int8:
+            return None
+        back = list(self._back)
+        self.offer(int8, back)
+        return self.candidates[-1]
 
 
-def encoder_candidates(model: bytes, samples: Samples, *, convolutions: bool) -> list[Candidate]:
-    """An encoder in FP16, then in INT8 + FP16 where any of its nodes may be INT8.
+def head_part(model: bytes) -> TrtPart:
+    """The head, in FP16."""
+    return TrtPart(None, to_fp16(Graph(model)).serialize())
+
+
+def encoder_part(model: bytes, samples: Samples, precision: str, cost_of: Callable[[bytes], Cost]) -> TrtPart:
+    """An encoder in FP16, and in INT8 as `precision` says.
 
     Args:
         model: the FP32 part.
         samples: what to calibrate on.
-        convolutions: let convolutions be INT8 too, not only matrix products and embedding tables.
+        precision: "fp16"; "int8" for every product, table and convolution that may be; "auto" for the cheapest form.
+        cost_of: ONNX bytes -> cost, for "auto".
 
     Raises:
         ManifestError: there is no sample.
         BundleError: the part makes NaN of one.
+        EngineError: the compiler that tells the cost refuses the part.
     """
     if not len(samples):
         raise ManifestError(f"no training line has {samples.modality}, which the model reads; calibration needs some")
-    graph = Graph(model)
-    wide = overflowing(graph, next(samples.batches(CALIBRATION_BATCH)))
-    sites = find_sites(graph, front_end(graph) | wide)
-    watched = {site.activation for site in sites if site.activation} | set(skip_inputs(graph, sites).values())
-    observed = observe(graph, watched, samples.batches(CALIBRATION_BATCH))
-    reasons: dict[Site, str | None] = {}
-    for site in sites:
-        unwanted = _CONVOLUTIONS if site.op == "Conv" and not convolutions else None
-        reasons[site] = unwanted or refusal(site, observed[site.activation].shape if site.activation else ())
-    placed = [site for site, reason in reasons.items() if reason is None]
-    note = _note(reasons)
-    candidates = [Candidate(FP16, to_fp16(graph, wide).serialize(), exact_qdq=True, note=note)]
-    if placed:
-        thresholds = {name: seen.histogram.threshold() for name, seen in observed.items()}
-        quantized = to_fp16(insert(graph, placed, thresholds), wide)
-        candidates.append(Candidate(INT8, quantized.serialize(), exact_qdq=True, note=note))
-    return candidates
-
-
-def _note(reasons: dict[Site, str | None]) -> str:
-    """What is INT8 and what is not, in one line for the contract."""
-    counts = Counter((reason, site.op) for site, reason in reasons.items())
-    return "; ".join(
-        f"{count} {op} in FP16 ({reason})" if reason else f"{count} {op} in INT8"
-        for (reason, op), count in counts.items()
-    )
+    calibrated = calibrate_part(model, lambda: samples.batches(BATCH), convolutions=True, smoothing=False)
+    forms = Forms(calibrated, calibrated.thresholds(), cost_of)
+    part = TrtPart(forms, forms.model(()))
+    if precision == "int8":
+        part.offer(frozenset(block.name for block in forms.blocks if block.sites), [])
+    elif precision == "auto" and forms.blocks:
+        best = forms.cheapest()
+        if best.int8:
+            part.offer(best.int8, forms.noisiest(best, next(samples.batches(BATCH))))
+    return part

@@ -34,7 +34,12 @@ EXTRAS = {"onnx": "optimize", "onnxscript": "optimize", "matplotlib": "bench", "
 # What is wrong with the user's disk or permissions and not with this program.
 ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # Of a long document, what a person sees; --json prints all of it.
-SHOWN = {"benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page")}
+SHOWN = {
+    "benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page"),
+    "optimize.quantize:quantize": (
+        "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
+    ),
+}  # fmt: skip
 
 PartSet = Literal["fp32", "trt", "cpu"]
 Split = Literal["train", "val", "test"]
@@ -135,11 +140,15 @@ def quantize(
     gate: Annotated[float, typer.Option(min=0, max=1, help="Share of the fp32 accuracy that must be kept.")] = 0.99,
     manifest: Manifest = None,
     calibration: Annotated[int, typer.Option(min=1, help="Training lines to calibrate on.")] = 256,
+    validation: Annotated[
+        int | None, typer.Option(min=1, help="Validation lines to judge on, evenly spread.", show_default="all")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Add trt and cpu parts to a bundle, if they pass the gate."""
-    options = {"precision": precision, "gate": gate, "manifest": manifest, "calibration": calibration}
-    _run("optimize.quantize:quantize", as_json, bundle, **options)
+    options = {"precision": precision, "gate": gate, "manifest": manifest}
+    counts = {"calibration": calibration, "validation": validation}
+    _run("optimize.quantize:quantize", as_json, bundle, **options, **counts)
 
 
 @app.command()

@@ -130,8 +130,9 @@ FUSIONS = {
 def _each(layers: nn.ModuleList, tokens: list[Tensor]) -> Tensor:
     """Each modality's own linear layer on the mean of its tokens, [B, M, E], as one batched product."""
     means = torch.stack([token.mean(dim=1) for token in tokens])  # [M, B, D]
-    weight = torch.stack([layer.weight.T for layer in layers])  # [M, D, E]
-    bias = torch.stack([layer.bias for layer in layers])[:, None]  # [M, 1, E]
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    weight = torch.stack([linear.weight.T for linear in linears])  # [M, D, E]
+    bias = torch.stack([linear.bias for linear in linears])[:, None]  # [M, 1, E]
     return (means @ weight + bias).transpose(0, 1)  # [B, M, E]
 
 
