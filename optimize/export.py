@@ -11,6 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from edgefuse.runtime.bundle import (
 )
 from edgefuse.runtime.errors import BundleError
 from edgefuse.runtime.manifest import read_manifest
-from edgefuse.train.data import Batch, Loader
+from edgefuse.train.data import Loader
 from edgefuse.train.frontends import SAMPLE_RATE
 from edgefuse.train.model import FusedModel, audio_samples
 from edgefuse.train.train import Run
@@ -79,19 +80,17 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     """
     source = Run.open(run)
     model = source.trained_model()
-    tensors, batch = _sample_tensors(source, model)
+    tensors = _sample_tensors(source, model)
     parts: dict[str, bytes] = {}
     errors: dict[str, float] = {}
     values: dict[str, NDArray[Any]] = {name: value.numpy() for name, value in tensors.items()}
-    console = Console(stderr=True)
     for part, (module, inputs, outputs) in _parts(model).items():
         parts[part] = _to_onnx(module, {name: tensors[name] for name in inputs}, outputs)
         found = run_session(open_session(parts[part]), {name: values[name] for name in inputs})
         errors[part] = _largest_error(part, found, tensors)
         values.update(found)  # so the head gets what ONNX Runtime made of the sensors
-        console.print(
-            f"exported {part}: {len(parts[part]) / 1e6:.1f} MB, max error {errors[part]:.1e}", highlight=False
-        )
+        size = f"{len(parts[part]) / 1e6:.1f} MB"
+        Console(stderr=True).print(f"exported {part}: {size}, max error {errors[part]:.1e}", highlight=False)
     same = values["logits"].argmax(axis=1) == tensors["logits"].numpy().argmax(axis=1)
     if not same.all():
         raise BundleError(f"the exported parts answer {int((~same).sum())} of {len(same)} samples unlike torch")
@@ -100,27 +99,27 @@ def export(run: Path, out: Path) -> dict[str, Any]:
         files[TOKENIZER_FILE] = source.tokenizer
     bundle = write_bundle(out, _contract(source, model), files)
     sizes = {part: len(data) for part, data in parts.items()}
-    samples = len(batch.labels)
-    return {"bundle": str(bundle.folder), "bytes": sizes, "max_abs_error": max(errors.values()), "samples": samples}
+    return {"bundle": str(bundle.folder), "bytes": sizes, "max_abs_error": max(errors.values()), "samples": len(same)}
 
 
-def torch_parts(run: Path) -> dict[str, Runner]:
-    """What torch computes of each part of a run, from named tensors to named tensors, as a session of the part would.
+def torch_parts(run: Path, info: BundleInfo) -> dict[str, Runner]:
+    """What torch computes of each part of the run that a bundle was exported from, as sessions of the parts would.
 
     Raises:
-        RecipeError: `run` is no finished run.
+        RecipeError, BundleError: `run` is no finished run, or its model is not the bundle's.
     """
+    source = Run.open(run)
+    model = source.trained_model()
+    made = _contract(source, model)
+    if any(getattr(made, key) != getattr(info, key) for key in ("labels", "image", "audio", "text", "tokens")):
+        raise BundleError(f"{run} makes another model than this bundle; give the run that it was exported from")
+    return {part: partial(_run_torch, *about) for part, about in _parts(model).items()}
 
-    def runner(module: nn.Module, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
-        def run_part(tensors: Tensors) -> dict[str, NDArray[np.float32]]:
-            with torch.no_grad():
-                found = module(*(torch.from_numpy(tensors[name]) for name in inputs))
-            found = found if isinstance(found, tuple) else (found,)
-            return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
 
-        return run_part
-
-    return {part: runner(*about) for part, about in _parts(Run.open(run).trained_model()).items()}
+@torch.no_grad()
+def _run_torch(module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], tensors: Tensors) -> dict[str, Any]:
+    found = module(*(torch.from_numpy(tensors[name]) for name in inputs))
+    return {n: v.numpy() for n, v in zip(outputs, found if isinstance(found, tuple) else (found,), strict=True)}
 
 
 def _parts(model: FusedModel) -> dict[str, tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:
@@ -132,7 +131,7 @@ def _parts(model: FusedModel) -> dict[str, tuple[nn.Module, tuple[str, ...], tup
     return {**parts, HEAD: (HeadPart(model).eval(), head_inputs, ("logits", "weights"))}
 
 
-def _sample_tensors(run: Run, model: FusedModel) -> tuple[dict[str, Tensor], Batch]:
+def _sample_tensors(run: Run, model: FusedModel) -> dict[str, Tensor]:
     """Every tensor between sensors and answer on real validation lines, computed by torch; some lack a sensor."""
     examples = read_manifest(run.recipe.data.manifest, split="val", labels=run.labels, limit=SAMPLES)
     loader = Loader(run.recipe, run.labels, run.text_tokenizer())
@@ -148,7 +147,7 @@ def _sample_tensors(run: Run, model: FusedModel) -> tuple[dict[str, Tensor], Bat
             tensors[token_tensor(m)] = model.encode(m, tensors)
         tokens = {m: tensors[token_tensor(m)] for m in model.modalities}
         tensors["logits"], tensors["weights"] = model.head(tokens, tensors["presence"])
-    return tensors, batch
+    return tensors
 
 
 def _with_gaps(presence: Tensor) -> Tensor:

@@ -350,7 +350,7 @@ def test_any_output_that_is_not_a_number_is_found(heads: dict[tuple[str, str], t
 
 
 def test_torch_runs_part_by_part_as_a_session_does(exported: tuple[Bundle, dict[str, Any]]) -> None:
-    bundle, parts = exported[0], torch_parts(trained_run())
+    bundle, parts = exported[0], torch_parts(trained_run(), exported[0].info)
     batch = unseen_lines(Run.open(trained_run()), 3)
     inputs = {name: value.numpy() for name, value in batch.inputs.items()}
     tokens = {}
@@ -361,6 +361,9 @@ def test_torch_runs_part_by_part_as_a_session_does(exported: tuple[Bundle, dict[
         np.testing.assert_allclose(tokens[f"{part}_tokens"], expected, atol=MAX_ABS_ERROR)
     answer = parts[HEAD]({**{name: x[:1] for name, x in tokens.items()}, "presence": np.ones((1, 3), np.float32)})
     assert {name: value.shape for name, value in answer.items()} == {"logits": (1, 5), "weights": (1, 3)}
+    other = bundle.info.model_copy(update={"labels": ("yes", "no")})
+    with pytest.raises(BundleError, match="makes another model than this bundle; give the run"):
+        torch_parts(trained_run(), other)
 
 
 def test_parts_that_answer_otherwise_in_a_row_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
