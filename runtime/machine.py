@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,13 +54,12 @@ def find_gpu() -> Gpu:
 def free_memory_bytes(root: Path = Path("/")) -> int | None:
     """Memory that programs can still take, None where the system does not tell. `root` is for tests."""
     try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
+        found = re.search(r"^MemAvailable:\s*(\d+) kB", (root / "proc/meminfo").read_text(errors="replace"), re.M)
     except OSError:  # not Linux
         return None
-    kib = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if not kib:
+    if found is None:
         return None
-    return max(0, min(kib[0] * 1024, *_left_in_container(root / "sys/fs/cgroup"), sys.maxsize))
+    return max(0, min(int(found[1]) * 1024, *_left_in_container(root / "sys/fs/cgroup"), sys.maxsize))
 
 
 def _left_in_container(groups: Path) -> Iterator[int]:
