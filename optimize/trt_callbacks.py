@@ -60,16 +60,17 @@ class Progress(trt.IProgressMonitor):  # type: ignore[misc]  # its base is known
         self._finished = 0  # plans
         self._phases: dict[str, _Phase] = {}
         self._told = 0.0
+        self._is_heard = True  # until the process that started this one is gone
 
     def phase_start(self, name: str, parent: str | None, steps: int) -> None:
         self._phases[name] = _Phase(parent, max(steps, 1))
-        self._report(phase=name, done=round(self._told, 4))
+        self._say(phase=name, done=round(self._told, 4))
 
     def step_complete(self, name: str, step: int) -> bool:
         if name in self._phases:
             self._phases[name].completed = step + 1
         self._tell()
-        return True  # go on
+        return self._is_heard  # False ends the build
 
     def phase_finish(self, name: str) -> None:
         phase = self._phases.pop(name, None)
@@ -83,7 +84,13 @@ class Progress(trt.IProgressMonitor):  # type: ignore[misc]  # its base is known
         done = (self._finished + (self._share(outermost) if outermost else 0.0)) / self._plans
         if done >= self._told + _PROGRESS_STEP:
             self._told = min(done, 1.0)
-            self._report(done=round(self._told, 4))
+            self._say(done=round(self._told, 4))
+
+    def _say(self, **event: Any) -> None:
+        try:
+            self._report(**event)
+        except OSError:
+            self._is_heard = False
 
     def _share(self, name: str) -> float:
         """How much of a phase is done: its completed steps, and what is done of the one that is running."""

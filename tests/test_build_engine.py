@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
@@ -305,7 +304,31 @@ def test_ctrl_c_stops_the_compiler_too(copy: Path) -> None:
     parent.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in parent.communicate(timeout=30)[1]
     assert children
-    deadline = time.monotonic() + 10
+    _end(children)
+
+
+def test_a_kill_in_the_middle_leaves_engines_that_fit_and_no_process(copy: Path) -> None:
+    script = f"from edgefuse.optimize.build_engine import build; build({str(copy)!r}, sm=(86,))"
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = engine_file(copy, RTX, "audio", ".failed.log")
+    while parent.poll() is None and not (log.exists() and log.stat().st_size):  # the second part is being built
+        time.sleep(0.005)
+    children = _children(parent.pid)
+    parent.kill()
+    parent.wait()
+    bundle = Bundle.open(copy)
+    for part in ALL_PARTS:
+        assert open_engine(bundle, RTX, part, Machine(tensorrt_rtx.__version__, 86))
+    assert children
+    _end(children)
+    assert all(engine["reused"] for engine in build(copy, sm=(86,))["engines"][:1])
+    leftover = [path.name for path in (copy / "engines" / RTX).iterdir()]
+    assert not [name for name in leftover if name.endswith((".new", ".tmp", ".commit", ".failed.log"))]
+
+
+def _end(children: set[int]) -> None:
+    """Wait until all these processes are gone."""
+    deadline = time.monotonic() + 30
     while any(_alive(child) for child in children) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(_alive(child) for child in children)
@@ -319,8 +342,8 @@ def _children(pid: int) -> set[int]:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that nobody has asked for its end yet does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
         return False
-    return True
