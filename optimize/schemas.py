@@ -41,3 +41,14 @@ def type_variables(op: str, opset: int) -> tuple[tuple[str, ...], bool]:
     variables = {constraint.type_param_str for constraint in schema.type_constraints}
     repeats = any(formal.option == _Option.Variadic and formal.is_homogeneous for formal in schema.inputs)
     return tuple(formal.type_str if formal.type_str in variables else "" for formal in schema.inputs), repeats
+
+
+@cache
+def float_free(op: str, opset: int) -> tuple[int, ...]:
+    """The inputs of an operator that may be no float of any kind."""
+    schema = _schema(op, opset)
+    return tuple(
+        index
+        for index, formal in enumerate(schema.inputs if schema is not None else ())
+        if formal.types and not any("float" in kind or "double" in kind for kind in formal.types)
+    )

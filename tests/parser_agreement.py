@@ -1,8 +1,8 @@
 """How often `edgefuse check` and TensorRT-RTX's own parser agree, on two sets of models that are not ours.
 
 "node tests": the models that ONNX generates to test backends with. "retyped": each operator of those that the parser
-takes, in 14 types; no rule was written from these. `python -m tests.parser_agreement` prints both tables and writes
-them to parser_agreement.json; tests/test_operators.py compares with that file.
+takes, in 14 types: where the rows of operators.py come from. `python -m tests.parser_agreement` prints both tables and
+writes them to parser_agreement.json; tests/test_operators.py compares with that file.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.mend import mend
 from edgefuse.optimize.preflight import check, inspect
-from edgefuse.optimize.trt_parts import encoder_candidates, head_candidate
+from edgefuse.optimize.trt_parts import encoder_part, head_part
 from edgefuse.optimize.view import View
 from edgefuse.runtime.bundle import HEAD, PartInfo, part_file
 from edgefuse.runtime.errors import BundleError, EngineError
@@ -302,13 +302,14 @@ def random_batches(part: str) -> Any:
     return Drawn()
 
 
+def no_cost(model: bytes) -> Any:
+    raise AssertionError("only auto asks for costs")
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_our_own_trt_parts_are_well(part: str) -> None:
-    if part == HEAD:
-        candidates = [head_candidate(PARTS[part])]
-    else:
-        candidates = encoder_candidates(PARTS[part], random_batches(part), convolutions=True)
-    for candidate in candidates:
+    made = head_part(PARTS[part]) if part == HEAD else encoder_part(PARTS[part], random_batches(part), "int8", no_cost)
+    for candidate in made.candidates:
         assert [one for one in inspect(candidate.model) if one.severity != "note"] == []
 
 
