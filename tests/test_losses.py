@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, rel_entr, softmax
 from sklearn.metrics import accuracy_score, log_loss
 
-from edgefuse.train.losses import accuracy, alignment_loss, task_loss
+from edgefuse.train.losses import accuracy, alignment_loss, distillation_loss, task_loss
 
 
 @pytest.fixture
@@ -55,3 +55,15 @@ def test_accuracy_is_scikit_learns(answers: tuple[torch.Tensor, torch.Tensor]) -
     logits, labels = answers
     assert accuracy(logits, labels) == accuracy_score(labels.numpy(), logits.numpy().argmax(axis=1))
     assert accuracy(logits, logits.argmax(dim=1)) == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_scipys_relative_entropy(
+    answers: tuple[torch.Tensor, torch.Tensor], temperature: float
+) -> None:
+    teacher, _ = answers
+    student = teacher.flip(0)
+    first, second = (softmax(logits.numpy() / temperature, axis=1) for logits in (teacher, student))
+    expected = temperature**2 * rel_entr(first, second).sum(axis=1).mean()
+    assert float(distillation_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-9)
+    assert float(distillation_loss(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)

@@ -41,7 +41,7 @@ class QatSettings:
 
     epochs: int = 1  # passes over the training lines
     convolutions: bool = False  # round convolutions too, for `edgefuse quantize --precision int8`
-    learning_rate: float = 5e-5  # the peak; a hundredth of the training's or so
+    learning_rate: float = 1e-4  # the peak, far below that of the training
     warmup: float = 0.1  # share of all steps before the peak
     clip_norm: float = 1.0
     task: float = 0.5  # weight of the labels beside the teacher's logits
