@@ -26,8 +26,8 @@ def build(job: Job, model: bytes, report: Report) -> dict[str, Any]:
     """Build the engine of `job` from an ONNX `model` and write it.
 
     Returns:
-        {engine_sha256, seconds, profiles, for tensorrt hardware_compatibility} as the sidecar has them, and plan: TensorRT's own
-        account of its kernels as JSON, None where it gives none.
+        {engine_sha256, seconds, profiles} as the sidecar has them, for tensorrt also hardware_compatibility; and plan:
+        TensorRT's own account of its kernels as JSON, None where it gives none.
 
     Raises:
         EngineError: the parser or the builder refuses, or the disk is full; says why in one line.
@@ -151,7 +151,10 @@ def _save_timing_cache(path: Path, config: trt.IBuilderConfig, report: Report) -
 
 def _plan(engine: bytes, logger: Logger, report: Report) -> str | None:
     """What the engine inspector says of the kernels; only a machine that can run the engine can ask it."""
-    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    try:
+        loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    except TypeError:  # its constructor returned nothing
+        loaded = None
     inspector = None if loaded is None else loaded.create_engine_inspector()
     told = "" if inspector is None else inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     try:

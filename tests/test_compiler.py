@@ -87,8 +87,11 @@ def test_the_timing_cache_is_kept_and_a_damaged_one_is_made_anew_with_a_word(
     assert cache.read_bytes()[:4] == b"ptrt"  # as TensorRT writes it
 
 
-def test_without_a_gpu_the_missing_plan_is_said(job: Job, tmp_path: Path) -> None:
-    events, _ = compiled(replace(job, timing_cache=None), stand_in(tmp_path / "modules"))
+@pytest.mark.parametrize("runtime", ["pass", "raise TypeError('pybind11::init(): factory function returned nullptr')"])
+def test_an_engine_that_cannot_be_asked_has_no_plan_and_that_is_said(job: Job, tmp_path: Path, runtime: str) -> None:
+    code = WITH_GPU.replace("__init__(self, logger): pass", f"__init__(self, logger): {runtime}")
+    code = code.replace("return self\n    def create", "return None\n    def create")
+    events, _ = compiled(replace(job, timing_cache=None), stand_in(tmp_path / "modules", code))
     (note,) = (event["note"] for event in events if "note" in event)
     assert note.startswith("TensorRT tells nothing of the kernels it chose: ")
     assert "\n" not in note
