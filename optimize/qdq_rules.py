@@ -87,7 +87,10 @@ def _zero_point(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:
     elif kind and kind not in QUANTIZED and kind not in (TensorProto.UINT8, TensorProto.INT32):
         effect = f"it quantizes to {name_of(kind)}, which TensorRT does not"
         yield _found(node, "quantized-type", "refused", effect, _SYMMETRIC)
-    if name not in scope.static:
+    if kind == TensorProto.FLOAT8E4M3FN:  # the parser drops its zero point
+        effect = "it quantizes to FP8, which GPUs before SM 89 have not (no Orin, no Ampere)"
+        yield _found(node, "fp8-hardware", "note", effect, "quantize to int8 for those")
+    elif name not in scope.static:
         effect = "its zero point is computed when the model runs; the builder needs a constant"
         yield _found(node, "computed-zero-point", "refused", effect, "make it a constant 0")
     points, scales = elements(scope.shape(name)), elements(scope.shape(node.input[1]))

@@ -26,7 +26,7 @@ from edgefuse.optimize.view import View
 from edgefuse.runtime.bundle import HEAD, PartInfo, part_file
 from edgefuse.runtime.errors import BundleError, EngineError
 from tests.check_models import CASES, Case, Draft, pair, single
-from tests.optimize_fixtures import PARTS, inputs_of, write_parts_bundle
+from tests.optimize_fixtures import PARTS, inputs_of, rtx_kernels, write_parts_bundle
 
 NAMES = [case.name for case in CASES]
 
@@ -54,6 +54,31 @@ def test_the_parser_refuses_what_is_called_refused_and_takes_the_rest(case: Case
     refused = [finding for finding in inspect(case.model, ["rtx"]) if finding.severity == "refused"]
     if case.parsed is None:
         assert bool(refused) is not taken
+
+
+INT8_PRODUCTS = {"INT8 Conv": True, "INT8 MatMul": True}
+FLOAT_PRODUCTS = {
+    "Conv weight along axis 1": False,
+    "MatMul weight along axis 0": False,
+    "Conv, weight only": False,
+    "Conv, activation only": False,
+    "MatMul, activation only": False,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "int8"), [*INT8_PRODUCTS.items(), *FLOAT_PRODUCTS.items()])
+def test_what_is_called_silent_runs_in_float(name: str, int8: bool, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    kernels = rtx_kernels(next(case.model for case in CASES if case.name == name), tmp_path)
+    products = [kernel for kernel in kernels if kernel.kind in ("gemm", "correlation")]
+    assert any(kernel.precision == "Int8" for kernel in products) is int8
+
+
+def test_a_computed_zero_point_is_refused_by_the_builder(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(AssertionError, match="zero_point"):
+        rtx_kernels(next(case.model for case in CASES if case.name == "computed_zero_point"), tmp_path)
 
 
 def saved(folder: Path, model: bytes, name: str = "model.onnx") -> Path:
