@@ -53,49 +53,52 @@ def blame(reference: Graph, other: Graph, batches: Sequence[Tensors], output: st
     Raises:
         BundleError: the two forms do not fit together.
     """
-    measurement = _Measurement(Swappable(reference, other), batches, output)
-    if apart := _written_otherwise(measurement.culprits):
-        measurement = _Measurement(Swappable(reference, other, apart), batches, output)
-    culprits = measurement.culprits
-    chosen = _worth_a_run(culprits)
-    for index in chosen:
-        measurement.run_alone(index)
-    return Blame(_ranked([culprits[index] for index in chosen]), measurement.codes)
+    first = _Measurement(Swappable(reference, other), batches, output)
+    if apart := _written_otherwise(first.culprits):
+        first = _Measurement(Swappable(reference, other, apart), batches, output)
+    chosen = {culprit.swap.value: culprit for culprit in _worth_a_run(first.culprits)}
+    swappable = Swappable(reference, other, apart, only=chosen)  # without the others a run takes a fraction of the time
+    runs = _Runs(swappable, [output])
+    for batch in batches:
+        exact = runs(batch, [output], on=())[output]
+        for index, swap in enumerate(swappable.swaps):
+            chosen[swap.value].alone.update(exact, runs(batch, [output], on=[index])[output])
+    return Blame(_ranked(list(chosen.values())), first.codes)
+
+
+class _Runs:
+    """A session of a swappable graph."""
+
+    def __init__(self, swappable: Swappable, outputs: Iterable[str]) -> None:
+        self._session = open_session(swappable.serialize(sorted(outputs)), threads=THREADS, exact_qdq=True)
+        self._off = np.zeros(len(swappable.swaps), bool)
+
+    def __call__(self, batch: Tensors, outputs: Iterable[str], on: Iterable[int]) -> dict[str, NDArray[Any]]:
+        """These outputs with these switches on."""
+        names, switches = sorted(outputs), self._off.copy()
+        switches[list(on)] = True
+        return dict(zip(names, self._session.run(names, {**batch, SWITCHES: switches}), strict=True))
 
 
 class _Measurement:
-    """Runs of a swappable graph: all its switches off and on when it is made, later one by one."""
+    """What is seen of every node with all switches off and with all of them on."""
 
     def __init__(self, swappable: Swappable, batches: Sequence[Tensors], output: str) -> None:
         self.culprits = [Culprit(swap) for swap in swappable.swaps]
         quantizers = {quantizer.codes: quantizer for swap in swappable.swaps for quantizer in swap.quantizers}
         self.codes = {name: CodeDistance() for name in quantizers}
-        self._batches, self._output = batches, output
-        self._exact: list[NDArray[Any]] = []  # the output of each batch
-        watched = {name for swap in swappable.swaps for name in (swap.value, swap.other)}
+        watched = {output, *(name for swap in swappable.swaps for name in (swap.value, swap.other))}
         watched |= {name for quantizer in quantizers.values() for name in (quantizer.codes, quantizer.values)}
-        watched.add(output)
-        self._session = open_session(swappable.serialize(sorted(watched)), threads=THREADS, exact_qdq=True)
+        runs = _Runs(swappable, watched)
         for batch in batches:
-            off = self._run(batch, watched, on=())
-            on = self._run(batch, watched, on=range(len(self.culprits)))
-            self._exact.append(off[output])
+            off = runs(batch, watched, on=())
+            on = runs(batch, watched, on=range(len(self.culprits)))
             for culprit in self.culprits:
                 culprit.own.update(off[culprit.swap.value], off[culprit.swap.other])
                 culprit.piled.update(off[culprit.swap.value], on[culprit.swap.value])
             for name, quantizer in quantizers.items():
                 clipped = beyond_codes(on[quantizer.values], quantizer.scale, quantizer.zero)
                 self.codes[name].update(off[name], on[name], clipped)
-
-    def run_alone(self, index: int) -> None:
-        """Measure what one culprit does to the output."""
-        for batch, exact in zip(self._batches, self._exact, strict=True):
-            self.culprits[index].alone.update(exact, self._run(batch, [self._output], on=[index])[self._output])
-
-    def _run(self, batch: Tensors, outputs: Iterable[str], on: Iterable[int]) -> dict[str, NDArray[Any]]:
-        names, switches = sorted(outputs), np.zeros(len(self.culprits), bool)
-        switches[list(on)] = True
-        return dict(zip(names, self._session.run(names, {**batch, SWITCHES: switches}), strict=True))
 
 
 def _written_otherwise(culprits: Sequence[Culprit]) -> set[str]:
@@ -116,11 +119,11 @@ def _written_otherwise(culprits: Sequence[Culprit]) -> set[str]:
     return found
 
 
-def _worth_a_run(culprits: Sequence[Culprit]) -> list[int]:
-    """The numbers of those whose effect on the output is measured."""
-    by_error = sorted(range(len(culprits)), key=lambda index: -culprits[index].own.noise)
-    int8 = [index for index in by_error if culprits[index].swap.precision == "int8"]
-    return int8 + [index for index in by_error if index not in int8][:OTHERS]
+def _worth_a_run(culprits: Sequence[Culprit]) -> list[Culprit]:
+    """Those whose effect on the output is measured, the largest own error first."""
+    by_error = sorted(culprits, key=lambda culprit: -culprit.own.noise)
+    int8 = [culprit for culprit in by_error if culprit.swap.precision == "int8"]
+    return int8 + [culprit for culprit in by_error if culprit.swap.precision != "int8"][:OTHERS]
 
 
 def _ranked(culprits: list[Culprit]) -> list[Culprit]:

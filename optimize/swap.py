@@ -58,9 +58,12 @@ class Swappable:
         other: another form of it.
         apart: values that bear the same name and mean something else in the other form; they are not swapped, what
             reads them is swapped together with what makes them.
+        only: values to swap; None swaps all that differ.
     """
 
-    def __init__(self, reference: Graph, other: Graph, apart: Collection[str] = ()) -> None:
+    def __init__(
+        self, reference: Graph, other: Graph, apart: Collection[str] = (), only: Collection[str] | None = None
+    ) -> None:
         self._reference, self._other, self._apart = reference, other, apart
         self._order = {name: index for index, node in enumerate(reference.nodes) for name in node.output}
         self._nodes: list[NodeProto] = []
@@ -69,7 +72,7 @@ class Swappable:
         self.swaps: list[Swap] = []
         for node in reference.nodes:
             floats = [name for name in node.output if reference.types.get(name) == FLOAT and self._is_given(name)]
-            between = {name: self._between(name) for name in floats}
+            between = {name: self._between(name) for name in floats if only is None or name in only}
             different = {name: nodes for name, nodes in between.items() if self._differs(name, node, nodes)}
             kept = NodeProto()
             kept.CopyFrom(node)
@@ -110,8 +113,8 @@ class Swappable:
     def _differs(self, value: str, node: NodeProto, nodes: Sequence[NodeProto]) -> bool:
         if self._other.types[value] != self._reference.types[value]:
             return True  # the same node computes in FP16
-        constants = [(graph.initializers.get(name) for name in node.input) for graph in (self._reference, self._other)]
-        return list(nodes) != [node] or any(a != b for a, b in zip(*constants, strict=True))
+        first, second = self._reference.initializers, self._other.initializers
+        return list(nodes) != [node] or any(first.get(name) != second.get(name) for name in node.input)
 
     def _swap(self, value: str, node: NodeProto, nodes: Sequence[NodeProto]) -> None:
         """Add what the other form does, and the switch."""
@@ -162,13 +165,22 @@ class Swappable:
         return name if name in self._other.inputs or not name else _other(name)
 
     def _in_type(self, name: str, found: int, wanted: int) -> str:
-        """`name`, or a Cast of it."""
+        """`name`, or a Cast of it that really rounds.
+
+        ONNX Runtime takes a Cast away together with those that it puts round nodes without an FP16 kernel. It does not
+        see through a Reshape.
+        """
         if found == wanted:
             return name
         cast = f"{name}/{TensorProto.DataType.Name(wanted)}"
         if cast not in self._made:
             self._made.add(cast)
-            self._nodes.append(helper.make_node("Cast", [name], [cast], to=wanted))
+            inner, shape = f"{cast}/inner", f"{cast}/shape"
+            half, end = (name, inner) if found == FLOAT16 else (inner, cast)
+            down = [helper.make_node("Cast", [name], [inner], to=wanted)] if wanted == FLOAT16 else []
+            same = [helper.make_node("Shape", [half], [shape]), helper.make_node("Reshape", [half, shape], [end])]
+            up = [helper.make_node("Cast", [inner], [cast], to=wanted)] if found == FLOAT16 else []
+            self._nodes += [*down, *same, *up]
         return cast
 
     def _quantizer(self, node: NodeProto, value: str) -> Quantizer:
