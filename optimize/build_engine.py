@@ -21,6 +21,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from edgefuse.optimize.audit import audit
 from edgefuse.optimize.compile_process import run_compiler
 from edgefuse.optimize.compiler import Job, load_package
 from edgefuse.optimize.plan import parse_layers, summary
@@ -67,9 +68,11 @@ def build(
         max_batch: largest batch that the engines take; they are tuned for batch 1.
         optimization_level: how long TensorRT searches for fast kernels, 0 to 5; its default, 3, where None. tensorrt
             only: the plans of TensorRT-RTX are the same at every level.
+        explain: give each engine its audit too: what the compiler made of INT8, and why (audit.py).
 
     Returns:
-        {engines: [{path, target, kernels, bytes_touched, seconds, reused}]}; kernels and bytes for one example.
+        {engines: [{path, target, kernels, bytes_touched, seconds, reused, audit if asked}]}; kernels and bytes for one
+        example.
 
     Raises:
         BundleError: no bundle, or no parts for this target in it.
@@ -80,6 +83,8 @@ def build(
         raise EngineError(f"--sm is for tensorrt-rtx; {target} compiles for the machine it runs on: leave --sm out")
     if optimization_level is not None and target != "tensorrt":
         raise EngineError(f"--optimization-level is for tensorrt; {target} has no levels: leave it out")
+    if explain and target == "cpu":
+        raise EngineError("--explain reads TensorRT's plan; ONNX Runtime has none: leave it out for --target cpu")
     parts = (*bundle.info.modalities, HEAD)
     bundle.part_info("cpu" if target == "cpu" else COMPILED_SET, HEAD)  # refuse a missing part set now
     if target == "cpu":
@@ -93,7 +98,7 @@ def build(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        engines = [_engine(bundle, part, options, progress) for part in parts]
+        engines = [_engine(bundle, part, options, progress, explain) for part in parts]
     return {"engines": engines}
 
 
@@ -107,7 +112,7 @@ def _options(target: str, sm: Sequence[int], max_batch: int, optimization_level:
     return Options(target, version, (), None, None, max_batch, optimization_level)
 
 
-def _engine(bundle: Bundle, part: str, options: Options, progress: Progress) -> dict[str, Any]:
+def _engine(bundle: Bundle, part: str, options: Options, progress: Progress, explain: bool) -> dict[str, Any]:
     """Build one engine, or keep the one that is there."""
     source = bundle.part(COMPILED_SET, part)
     task = progress.add_task(part, total=1.0, phase="")
@@ -119,7 +124,8 @@ def _engine(bundle: Bundle, part: str, options: Options, progress: Progress) -> 
     progress.update(task, completed=1.0, phase="kept" if reused else "done")
     told = {"kernels": sidecar.kernels, "bytes_touched": sidecar.bytes_touched, "seconds": sidecar.seconds}
     path = engine_file(bundle.folder, options.target, part)
-    return {"path": str(path), "target": options.target, **told, "reused": reused}
+    explained = {"audit": sidecar.audit} if explain else {}
+    return {"path": str(path), "target": options.target, **told, "reused": reused, **explained}
 
 
 def _wanted(bundle: Bundle, part: str, options: Options, source: bytes) -> dict[str, Any]:
@@ -172,8 +178,9 @@ def _compile(
     except EngineError as error:
         raise EngineError(f"{part}: {error} (log: {log})") from None
     plan = built.pop("plan")
-    measured = summary(parse_layers(plan or log.read_text(errors="replace")))
-    sidecar = Sidecar.model_validate({**wanted, **built, **measured, "opset": _opset(source)})
+    kernels = parse_layers(plan or log.read_text(errors="replace"))
+    told = {**summary(kernels), "audit": audit(kernels, source), "opset": _opset(source)}
+    sidecar = Sidecar.model_validate({**wanted, **built, **told})
     write_sidecar(folder, sidecar)
     log.replace(engine_file(folder, target, part, ".log"))
     plan_file = engine_file(folder, target, part, ".plan.json")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -48,6 +49,7 @@ class Sidecar(BaseModel):
     kernels: int | None  # launches for one example; None where the compiler does not tell
     bytes_touched: int | None  # what those kernels read and write, weights included
     seconds: float  # build time
+    audit: dict[str, Any] | None = None  # what became of INT8 in it (optimize/audit.py)
 
 
 @dataclass(frozen=True, slots=True)
