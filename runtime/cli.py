@@ -5,18 +5,15 @@ Exit codes: 0 done, 1 the user's input or a gate failed (one line on stderr), 2 
 
 from __future__ import annotations
 
-import errno
-import importlib
-import json
 import sys
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
-from edgefuse.runtime.errors import EdgefuseError, MissingExtraError
+from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
     help="Train, shrink, compile and run fused image + audio + text models for edge devices.",
@@ -26,20 +23,6 @@ app = typer.Typer(
 )
 data = typer.Typer(help="Make a manifest out of public data that installs by name.", no_args_is_help=True)
 app.add_typer(data, name="data")
-
-# Where a package comes from that is not in the base install; [demo] has all that this table does not name.
-EXTRAS = {"onnx": "optimize", "onnxscript": "optimize", "matplotlib": "bench", "psutil": "bench"} | dict.fromkeys(
-    ("torch", "torchaudio", "torchvision", "transformers", "yaml", "safetensors", "tensorboard"), "train"
-)
-# What is wrong with the user's disk or permissions and not with this program.
-ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
-# Of a long document, what a person sees; --json prints all of it.
-SHOWN = {
-    "benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page"),
-    "optimize.quantize:quantize": (
-        "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
-    ),
-}  # fmt: skip
 
 PartSet = Literal["fp32", "trt", "cpu"]
 Split = Literal["train", "val", "test"]
@@ -77,7 +60,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo.")] = Path("runs/demo"), as_json: Json = False
 ) -> None:
     """The whole way on public data: train, export, quantize, build, predict, bench."""
-    _run("benchmarks.demo:demo", as_json, out)
+    run_verb("benchmarks.demo:demo", as_json, out)
 
 
 @app.command()
@@ -89,7 +72,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a recipe into a run."""
-    _run("train.train:train", as_json, recipe, overrides or [], out)
+    run_verb("train.train:train", as_json, recipe, overrides or [], out)
 
 
 @data.command("easy-vqa")
@@ -99,7 +82,7 @@ def easy_vqa(
     as_json: Json = False,
 ) -> None:
     """Spoken easy-VQA: pictures, and questions as text and as speech."""
-    _run("train.corpora:easy_vqa", as_json, out, voices)
+    run_verb("train.corpora:easy_vqa", as_json, out, voices)
 
 
 @data.command("av-digits")
@@ -109,7 +92,7 @@ def av_digits(
     as_json: Json = False,
 ) -> None:
     """Noisy audio-visual digits: handwritten and spoken by synthesizers."""
-    _run("train.corpora:av_digits", as_json, out, voices)
+    run_verb("train.corpora:av_digits", as_json, out, voices)
 
 
 @app.command()
@@ -120,7 +103,7 @@ def qat(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a run with INT8 rounding in the loop (quantization-aware training)."""
-    _run("train.qat:qat", as_json, run, out, epochs)
+    run_verb("train.qat:qat", as_json, run, out, epochs)
 
 
 @app.command()
@@ -130,7 +113,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """A run becomes a bundle with fp32 parts, each checked against the trained model."""
-    _run("optimize.export:export", as_json, run, out)
+    run_verb("optimize.export:export", as_json, run, out)
 
 
 @app.command()
@@ -148,7 +131,7 @@ def quantize(
     """Add trt and cpu parts to a bundle, if they pass the gate."""
     options = {"precision": precision, "gate": gate, "manifest": manifest}
     counts = {"calibration": calibration, "validation": validation}
-    _run("optimize.quantize:quantize", as_json, bundle, **options, **counts)
+    run_verb("optimize.quantize:quantize", as_json, bundle, **options, **counts)
 
 
 @app.command()
@@ -164,7 +147,7 @@ def check(
 ) -> None:
     """What TensorRT would refuse, or take and silently do otherwise; no GPU needed. Exit 1 unless all is well."""
     options: dict[str, Any] = {"targets": [version.value for version in target]} if target else {}
-    _run("optimize.preflight:check", as_json, model, fix=fix, verify=verify, **options)
+    run_verb("optimize.preflight:check", as_json, model, fix=fix, verify=verify, **options)
 
 
 @app.command()
@@ -176,13 +159,13 @@ def parity(
     as_json: Json = False,
 ) -> None:
     """Hop by hop from torch to INT8: where numbers drift apart, and which node lost most."""
-    _run("optimize.parity:parity", as_json, bundle, manifest=manifest, run=run, limit=limit)
+    run_verb("optimize.parity:parity", as_json, bundle, manifest=manifest, run=run, limit=limit)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """What this machine can build and run, and why not."""
-    _run("optimize.doctor:doctor", as_json)
+    run_verb("optimize.doctor:doctor", as_json)
 
 
 @app.command()
@@ -194,11 +177,17 @@ def build(
     sm: Annotated[list[int] | None, typer.Option(help="GPUs by compute capability, as in --sm 86 89.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Largest batch of the engines.")] = 8,
     explain: Annotated[bool, typer.Option("--explain", help="Say what the compiler made of INT8, and why.")] = False,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="How long TensorRT searches for fast kernels.", show_default="TensorRT's"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compile the parts of a bundle to engines."""
-    options = {"target": target, "sm": tuple(sm or ()), "max_batch": max_batch, "explain": explain}
-    _run("optimize.build_engine:build", as_json, bundle, **options)
+    gpus: dict[str, Any] = {"target": target, "sm": tuple(sm or ()), "max_batch": max_batch}
+    run_verb(
+        "optimize.build_engine:build", as_json, bundle, **gpus, explain=explain, optimization_level=optimization_level
+    )
 
 
 @app.command()
@@ -213,7 +202,7 @@ def predict(
 ) -> None:
     """Answer once, from any subset of the sensors."""
     options = {"image": image, "audio": audio, "text": text, "part_set": part_dir, "threads": threads}
-    _run("runtime.predictor:predict_once", as_json, bundle, **options)
+    run_verb("runtime.predictor:predict_once", as_json, bundle, **options)
 
 
 @app.command("eval")
@@ -228,7 +217,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, per answer type and per subset of sensors."""
     options = {"part_set": part_dir, "drop": drop or [], "split": split, "limit": limit}
-    _run("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
+    run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
 
 
 @app.command()
@@ -240,7 +229,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure speed, size, memory and accuracy, and write a report."""
-    _run("benchmarks.bench:bench", as_json, bundle, out, manifest=manifest, quick=quick)
+    run_verb("benchmarks.bench:bench", as_json, bundle, out, manifest=manifest, quick=quick)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -259,51 +248,6 @@ def _repeat_flag(flag: str, arguments: Sequence[str]) -> list[str]:
             in_values = argument == flag
         spread.append(argument)
     return spread
-
-
-def _run(does: str, as_json: bool, *arguments: Any, **options: Any) -> None:
-    """Call `room.module:function` and print the dict it returns; what the user caused ends in one line on stderr."""
-    try:
-        result = _call(does, *arguments, **options)
-    except EdgefuseError as error:
-        _stop(1, str(error))
-    except OSError as error:
-        if error.errno not in ENVIRONMENT:
-            raise
-        _stop(1, f"{error.filename or 'a file'}: {error.strerror}; what was written before is untouched")
-    except KeyboardInterrupt:
-        _stop(130, "stopped; what was written so far is intact")
-    if as_json:
-        typer.echo(json.dumps(result, default=_plain))
-    else:
-        from edgefuse.runtime.show import show
-
-        show({key: result[key] for key in SHOWN.get(does, result) if key in result})
-    if result.get("verdict", "ok") != "ok":
-        raise typer.Exit(1)
-
-
-def _call(does: str, *arguments: Any, **options: Any) -> dict[str, Any]:
-    module, function = does.split(":")
-    try:
-        found = getattr(importlib.import_module(f"edgefuse.{module}"), function)
-        return dict(found(*arguments, **options))
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package in ("", "edgefuse"):
-            raise
-        extra = EXTRAS.get(package, "demo")
-        raise MissingExtraError(f"{package} is not installed; pip install 'edgefuse[{extra}]'") from None
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no word for: a path is its text, a numpy number a number."""
-    return value.item() if hasattr(value, "item") else str(value)
-
-
-def _stop(code: int, message: str) -> NoReturn:
-    typer.echo(f"edgefuse: {' '.join(message.split())}", err=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,13 @@ import time
 import numpy as np
 import pytest
 
-from edgefuse.runtime import cli
+from edgefuse.runtime import cli, verbs
 from edgefuse.runtime.errors import GateError
 
-VERBS = ["demo", "train", "export", "quantize", "build", "predict", "eval", "bench", "data"]
+VERBS = [
+    "demo", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "eval", "bench",
+    "data",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def calls(monkeypatch):
         asked.append((does, arguments, options))
         return {}
 
-    monkeypatch.setattr(cli, "_call", record)
+    monkeypatch.setattr(verbs, "_call", record)
     return asked
 
 
@@ -48,7 +51,7 @@ def raising(monkeypatch, error: BaseException) -> None:
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(cli, "_call", fail)
+    monkeypatch.setattr(verbs, "_call", fail)
 
 
 def edgefuse(*arguments, code: int = 0) -> str:
@@ -65,7 +68,9 @@ def test_help_lists_the_verbs_that_exist(run):
     assert re.findall(r"^│ (\w+) ", out, flags=re.MULTILINE) == VERBS
 
 
-@pytest.mark.parametrize("verb", [[verb] for verb in VERBS] + [["data", "easy-vqa"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "verb", [[verb] for verb in VERBS] + [["data", "easy-vqa"], ["data", "av-digits"]], ids=" ".join
+)
 def test_every_verb_has_help_and_json(run, verb):
     code, out, _ = run(*verb, "--help")
 
@@ -248,10 +253,19 @@ def test_a_missing_extra_is_named(package, extra, arguments, tiny):
 
 
 def test_numbers_of_numpy_and_paths_become_json(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "_call", lambda *a, **o: {"a": np.float32(0.5), "n": np.int64(3), "path": tmp_path})
+    monkeypatch.setattr(verbs, "_call", lambda *a, **o: {"a": np.float32(0.5), "n": np.int64(3), "path": tmp_path})
 
     assert json.loads(run("demo", "--json")[1]) == {"a": 0.5, "n": 3, "path": str(tmp_path)}
 
 
 def test_the_module_runs_by_itself(tiny):
     assert json.loads(edgefuse("predict", tiny.bundle, "--text", "blue", "--json"))["label"] == "blue"
+
+
+def test_a_verdict_that_is_not_ok_is_printed_and_exit_1(run, monkeypatch):
+    monkeypatch.setattr(verbs, "_call", lambda *a, **o: {"verdict": "refused", "findings": []})
+
+    code, out, _ = run("check", "model.onnx", "--json")
+
+    assert code == 1
+    assert json.loads(out) == {"verdict": "refused", "findings": []}
