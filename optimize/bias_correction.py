@@ -20,37 +20,66 @@ from edgefuse.runtime.backend import Tensors
 Floats = NDArray[np.float32]
 
 
-def correct_biases(
+def mean_shifts(
     graph: Graph, sites: Collection[Site], thresholds: Mapping[str, float], batches: Iterable[Tensors]
-) -> Graph:
-    """The graph with biases that make up for what INT8 at `sites` will do to the means; still FP32.
+) -> dict[str, Floats]:
+    """By how much INT8 lowers the mean of each output channel of each site: node -> [C].
 
     Every site is measured on the FP32 activations, all in one pass: once the layers before it are corrected, the mean
-    of what reaches it is the FP32 one.
+    of what reaches it is the FP32 one. So the shift of a site is the same whatever else becomes INT8.
 
     Args:
         graph: the FP32 part.
-        sites: what `qdq.insert` will make INT8; those without a bias, and embedding tables, stay as they are.
+        sites: what may become INT8; embedding tables and sites without a bias have no shift.
         thresholds: activation -> magnitude that becomes 127.
         batches: calibration inputs, batch first; one batch is held at a time.
 
     Raises:
         BundleError: a value is NaN or infinite on a sample.
     """
-    biased = {site.node: site for site in sites if _bias_holder(graph, site) is not None}
-    shifts = _mean_shifts(graph, biased, thresholds, batches)
+    graph = graph.draft()
+    measured = {site.node: site for site in sites if _bias_holder(graph, site) is not None}
+    nodes: list[NodeProto] = []
+    means: dict[str, str] = {}  # value that holds a mean -> node
+    quantized: dict[str, str] = {}  # activation -> its round trip through INT8
+    for node in graph.nodes:
+        nodes.append(node)
+        site = measured.get(node.name)
+        if site is not None and site.activation is not None:
+            if site.activation not in quantized:
+                quantized[site.activation] = _round_trip(graph, nodes, site.activation, thresholds[site.activation])
+            means[_compared(graph, nodes, node, site, quantized[site.activation])] = node.name
+    totals: dict[str, Floats] = {}
+    sizes: list[int] = []
+    for values in watch(graph.rebuilt(nodes), means, _sized(batches, sizes)):
+        for value, name in means.items():
+            totals[name] = totals.get(name, np.float32(0)) + values[value] * sizes[-1]
+    return {name: (total / sum(sizes)).astype(np.float32) for name, total in totals.items()}
+
+
+def corrected(graph: Graph, sites: Collection[Site], shifts: Mapping[str, Floats]) -> Graph:
+    """The graph with the biases of `sites` raised by their `shifts`, for them to become INT8; still FP32."""
+    graph = graph.draft()
     changed: dict[str, NodeProto] = {}
-    for name, shift in shifts.items():
-        holder = _bias_holder(graph, biased[name])
-        assert holder is not None
-        node, index = holder
-        new = NodeProto()
-        new.CopyFrom(node)
-        bias = graph.array(node.input[index]).astype(np.float32) if index < len(node.input) else np.zeros_like(shift)
-        corrected = graph.add_initializer(f"{name}_corrected_bias", bias + shift)
-        new.input[:] = [*node.input[:index], corrected, *node.input[index + 1 :]]
-        changed[node.name] = new
-    return graph.rebuilt([changed.get(node.name, node) for node in graph.nodes])
+    for site in sites:
+        holder = _bias_holder(graph, site)
+        if holder is not None and site.node in shifts:
+            node, index = holder
+            shift = shifts[site.node]
+            bias = graph.array(node.input[index]) if index < len(node.input) else np.zeros_like(shift)
+            new = NodeProto()
+            new.CopyFrom(node)
+            raised = graph.add_initializer(f"{site.node}_corrected_bias", bias + shift)
+            new.input[:] = [*node.input[:index], raised, *node.input[index + 1 :]]
+            changed[node.name] = new
+    return graph.rebuilt([changed.get(node.name, node) for node in graph.nodes]) if changed else graph
+
+
+def _sized(batches: Iterable[Tensors], sizes: list[int]) -> Iterator[Tensors]:
+    """The batches, the size of each noted when it is handed out: the last one may be smaller."""
+    for batch in batches:
+        sizes.append(len(next(iter(batch.values()))))
+        yield batch
 
 
 def _bias_holder(graph: Graph, site: Site) -> tuple[NodeProto, int] | None:
@@ -72,35 +101,6 @@ def _bias_holder(graph: Graph, site: Site) -> tuple[NodeProto, int] | None:
 
 def _is_vector(graph: Graph, value: str, size: int) -> bool:
     return value in graph.initializers and tuple(graph.initializers[value].dims) == (size,)
-
-
-def _mean_shifts(
-    graph: Graph, sites: Mapping[str, Site], thresholds: Mapping[str, float], batches: Iterable[Tensors]
-) -> dict[str, Floats]:
-    """Node -> FP32 minus INT8 mean of each output channel, over all samples and positions."""
-    nodes: list[NodeProto] = []
-    means: dict[str, str] = {}  # value that holds a mean -> node
-    quantized: dict[str, str] = {}
-    for node in graph.nodes:
-        nodes.append(node)
-        site = sites.get(node.name)
-        if site is not None and site.activation is not None:
-            if site.activation not in quantized:
-                quantized[site.activation] = _round_trip(graph, nodes, site.activation, thresholds[site.activation])
-            means[_compared(graph, nodes, node, site, quantized[site.activation])] = node.name
-    totals: dict[str, Floats] = {}
-    sizes: list[int] = []
-    for values in watch(graph.rebuilt(nodes), means, _sized(batches, sizes)):
-        for value, name in means.items():
-            totals[name] = totals.get(name, np.float32(0)) + values[value] * sizes[-1]
-    return {name: (total / sum(sizes)).astype(np.float32) for name, total in totals.items()}
-
-
-def _sized(batches: Iterable[Tensors], sizes: list[int]) -> Iterator[Tensors]:
-    """The batches, the size of each noted when it is handed out: the last one may be smaller."""
-    for batch in batches:
-        sizes.append(len(next(iter(batch.values()))))
-        yield batch
 
 
 def _round_trip(graph: Graph, nodes: list[NodeProto], activation: str, threshold: float) -> str:
@@ -125,14 +125,9 @@ def _compared(graph: Graph, nodes: list[NodeProto], node: NodeProto, site: Site,
     nodes.append(twin)
     channels = site.shape[site.axis]
     shape, axes = ([0, channels, -1], [0, 2]) if site.op == "Conv" else ([-1, channels], [0])
-    steps: tuple[tuple[str, list[str], dict[str, int]], ...] = (
-        ("Sub", [node.output[0], twin.output[0]], {}),
-        ("Reshape", [graph.add_initializer(f"{node.name}_shift_shape", np.array(shape))], {}),
-        ("ReduceMean", [graph.add_initializer(f"{node.name}_shift_axes", np.array(axes))], {"keepdims": 0}),
-    )
-    value = ""
-    for op, inputs, attributes in steps:
-        output = graph.unused_name(f"{node.name}_shift_{op.lower()}")
-        nodes.append(helper.make_node(op, [value, *inputs] if value else inputs, [output], name=output, **attributes))
-        value = output
-    return value
+    lost, flat, mean = (graph.unused_name(f"{node.name}_shift_{what}") for what in ("lost", "flat", "mean"))
+    to, over = (graph.add_initializer(f"{node.name}_shift_ints", np.array(ints)) for ints in (shape, axes))
+    nodes.append(helper.make_node("Sub", [node.output[0], twin.output[0]], [lost], name=lost))
+    nodes.append(helper.make_node("Reshape", [lost, to], [flat], name=flat))
+    nodes.append(helper.make_node("ReduceMean", [flat, over], [mean], name=mean, keepdims=0))
+    return mean

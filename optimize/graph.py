@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
 from math import prod
@@ -101,6 +102,12 @@ class Graph:
         self.initializers[name] = numpy_helper.from_array(np.asarray(array), name)
         self.types[name] = self.initializers[name].data_type
         return name
+
+    def draft(self) -> Graph:
+        """This graph once more, sharing its content: what a pass adds to the draft, this one does not get."""
+        draft = copy.copy(self)
+        draft.initializers, draft.types, draft._names = dict(self.initializers), dict(self.types), set(self._names)
+        return draft
 
     def rebuilt(self, nodes: Iterable[NodeProto], *, opset: int | None = None) -> Graph:
         """A new graph of `nodes` (in topological order) with the same inputs and outputs; unused constants go.

@@ -144,6 +144,7 @@ def _error(rows: Floats, weight: Floats, factors: Floats) -> float:
 
 def _rewritten(graph: Graph, layers: Mapping[str, Sequence[Site]], factors: Mapping[str, Floats]) -> Graph:
     """The graph with `factors` between the activations and the weights of their layers."""
+    graph = graph.draft()
     replaced: dict[str, dict[str, str]] = {}  # node -> its input -> the new one
     inserted: dict[str, NodeProto] = {}  # activation -> the Mul behind it
     for name, factor in factors.items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgefuse.optimize.bias_correction import correct_biases
+from edgefuse.optimize.bias_correction import corrected, mean_shifts
 from edgefuse.optimize.calibrate import observe
 from edgefuse.optimize.fp16 import front_end
 from edgefuse.optimize.graph import FLOAT, Graph
@@ -41,6 +41,11 @@ def model_of(op: str, *, bias: bool = True) -> bytes:
     return net.model({"x": (FLOAT, [DIM, 6, 6])}, {"y": net.add("Transpose", back, perm=[0, 3, 1, 2])})
 
 
+def correct_biases(graph: Graph, thresholds: dict[str, float], batches: list[dict[str, NDArray[Any]]]) -> Graph:
+    sites = find_sites(graph, front_end(graph))
+    return corrected(graph, sites, mean_shifts(graph, sites, thresholds, batches))
+
+
 def batches(*sizes: int) -> list[dict[str, NDArray[Any]]]:
     whole = inputs(24, seed=0)["x"]
     return [{"x": part} for part in np.split(whole, np.cumsum(sizes)[:-1])]
@@ -57,21 +62,21 @@ def thresholds_of(graph: Graph) -> dict[str, float]:
 def test_the_mean_of_every_channel_is_that_of_fp32(op: str) -> None:
     model = model_of(op)
     thresholds = thresholds_of(Graph(model))
-    corrected = correct_biases(Graph(model), find_sites(Graph(model)), thresholds, batches(8, 8, 8))
+    better = correct_biases(Graph(model), thresholds, batches(8, 8, 8))
     samples = inputs(24, seed=0)
 
     def shift(graph: Graph) -> NDArray[Any]:
         int8 = outputs(insert(graph, find_sites(graph), thresholds).serialize(), samples, exact_qdq=True)[0]
         return np.asarray((int8 - outputs(model, samples)[0]).mean(axis=(0, 2, 3)))  # [C]
 
-    before, after = shift(Graph(model)), shift(corrected)
+    before, after = shift(Graph(model)), shift(better)
     assert np.abs(before).max() > 1e-3
     np.testing.assert_allclose(after, 0, atol=1e-5)
 
 
 def test_a_convolution_without_bias_gets_one() -> None:
     model = model_of("Conv", bias=False)
-    graph = correct_biases(Graph(model), find_sites(Graph(model)), thresholds_of(Graph(model)), batches(24))
+    graph = correct_biases(Graph(model), thresholds_of(Graph(model)), batches(24))
     (node,) = graph.nodes[:1]
     assert graph.array(node.input[2]).shape == (DIM,)
 
@@ -81,7 +86,7 @@ def test_the_batches_make_no_difference() -> None:
     thresholds = thresholds_of(Graph(model))
     biases = []
     for sizes in ([24], [8, 8, 8], [20, 4]):
-        graph = correct_biases(Graph(model), find_sites(Graph(model)), thresholds, batches(*sizes))
+        graph = correct_biases(Graph(model), thresholds, batches(*sizes))
         biases.append(graph.array(graph.nodes[0].input[2]))
     np.testing.assert_allclose(biases[1], biases[0], atol=1e-6)
     np.testing.assert_allclose(biases[2], biases[0], atol=1e-6)
@@ -93,12 +98,23 @@ def test_only_biases_change_in_a_part(part: str) -> None:
     sites = find_sites(graph, front_end(graph))
     seen = observe(graph, {site.activation for site in sites if site.activation}, [inputs_of(part, 8)])
     thresholds = {name: found.histogram.threshold() for name, found in seen.items()}
-    corrected = correct_biases(Graph(PARTS[part]), sites, thresholds, [inputs_of(part, 8)])
-    assert [(node.name, node.op_type) for node in corrected.nodes] == [
-        (node.name, node.op_type) for node in graph.nodes
-    ]
-    changed = sum(list(a.input) != list(b.input) for a, b in zip(corrected.nodes, graph.nodes, strict=True))
+    better = correct_biases(Graph(PARTS[part]), thresholds, [inputs_of(part, 8)])
+    assert [(node.name, node.op_type) for node in better.nodes] == [(node.name, node.op_type) for node in graph.nodes]
+    changed = sum(list(a.input) != list(b.input) for a, b in zip(better.nodes, graph.nodes, strict=True))
     assert 0 < changed <= len(sites)
     np.testing.assert_allclose(
-        outputs(corrected.serialize(), inputs_of(part))[0], outputs(PARTS[part], inputs_of(part))[0], atol=0.2
+        outputs(better.serialize(), inputs_of(part))[0], outputs(PARTS[part], inputs_of(part))[0], atol=0.2
     )
+
+
+def test_only_the_sites_that_become_int8_are_corrected() -> None:
+    graph = Graph(PARTS["audio"])
+    sites = find_sites(graph, front_end(graph))
+    seen = observe(graph, {site.activation for site in sites if site.activation}, [inputs_of("audio", 8)])
+    thresholds = {name: found.histogram.threshold() for name, found in seen.items()}
+    shifts = mean_shifts(graph, sites, thresholds, [inputs_of("audio", 8)])
+    assert set(shifts) == {site.node for site in sites}
+    for chosen in ([], sites[1:2]):
+        before = {name: list(node.input) for node in graph.nodes for name in [node.name]}
+        after = corrected(graph, chosen, shifts)
+        assert sum(list(node.input) != before[node.name] for node in after.nodes) == len(chosen)

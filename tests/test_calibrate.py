@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 
@@ -85,3 +86,20 @@ def test_values_are_watched_batch_by_batch() -> None:
     together = np.concatenate([values[output] for values in seen])
     np.testing.assert_allclose(together, outputs(PARTS["text"], inputs)[0], atol=1e-5)
     assert list(watch(graph, [], halves)) == []
+
+
+def test_memory_does_not_grow_with_the_number_of_samples() -> None:
+    graph = Graph(PARTS["image"])
+    names = [node.output[0] for node in graph.nodes if node.op_type in ("Conv", "Relu", "Mul")]
+
+    def peak_bytes(count: int) -> int:
+        tracemalloc.start()
+        try:
+            observe(graph, names, (inputs_of("image", batch=8) for _ in range(count)))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak_bytes(4), peak_bytes(64)
+    held = sum(array.nbytes for array in next(watch(graph, names, [inputs_of("image", batch=8)])).values())
+    assert many < few + held  # keeping what it sees would add sixty times that

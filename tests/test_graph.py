@@ -107,3 +107,12 @@ def test_serialized_bytes_carry_no_notes() -> None:
 
 def test_types_are_those_of_onnx() -> None:
     assert (FLOAT, FLOAT16) == (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def test_what_a_draft_gets_the_graph_does_not() -> None:
+    graph = Graph(PARTS["text"])
+    before, draft = set(graph.initializers), graph.draft()
+    name = draft.add_initializer("more", np.ones(3, np.float32))
+    assert set(graph.initializers) == before == set(draft.initializers) - {name}
+    assert draft.rebuilt(draft.nodes).serialize() == graph.rebuilt(graph.nodes).serialize()
+    assert graph.add_initializer("more", np.zeros(1)) == name  # the name is still free
