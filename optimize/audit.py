@@ -79,7 +79,7 @@ def headline(told: Mapping[str, Any]) -> str:
     if told["kernels"] is None:
         return "the compiler told nothing of its kernels, so nothing can be said of INT8"
     every = told["macs"].get("all")
-    parts = [f"{told['kernels']} kernels touch {_megabytes(told['bytes_touched'])}"]
+    parts = [f"kernels: {told['kernels']}, touching {_bytes(told['bytes_touched'])}"]
     if every:
         kinds = (LINEAR, CONVOLUTION)
         split = ", ".join(f"{kind} {_percent(told['macs'][kind]['int8'])}" for kind in kinds if kind in told["macs"])
@@ -87,13 +87,13 @@ def headline(told: Mapping[str, Any]) -> str:
         parts.append(f"{_percent(every['int8'])} of the multiply-accumulates run in INT8 ({split}{asked})")
     if told["attention"]["expected"]:
         parts.append(f"{told['attention']['fused']} of {told['attention']['expected']} attentions are fused")
-    costs = [(cause, row) for cause, row in told["causes"].items() if cause not in (FLOAT_ANYWAY, NOT_FUSED)]
+    costs = {cause: row for cause, row in told["causes"].items() if cause in MENDS}
     if costs:
-        most = max(costs, key=lambda item: (item[1]["kernels"], item[1]["bytes"] or 0))
-        total = sum(row["kernels"] for _, row in costs)
+        most, row = next(iter(costs.items()))
+        total = sum(cost["kernels"] for cost in costs.values())
         parts.append(
-            f"{total} kernels only convert, rescale or activate, most of them for {most[0]!r} ({most[1]['kernels']} "
-            f"kernels, {_megabytes(most[1]['bytes'])})"
+            f"kernels that only convert, rescale or activate: {total}, most for {most!r} ({row['kernels']}, "
+            f"{_bytes(row['bytes'])})"
         )
     return "; ".join(parts)
 
@@ -225,5 +225,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _megabytes(count: int | None) -> str:
-    return "an unknown number of bytes" if count is None else f"{count / 1e6:.2f} MB"
+def _bytes(count: int | None) -> str:
+    if count is None:
+        return "an unknown number of bytes"
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
