@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from onnx import NodeProto, TensorProto
 
-from edgefuse.optimize.finding import Finding, before
+from edgefuse.optimize.finding import TARGETS, Finding, before
 from edgefuse.optimize.form_rules import FORM_RULES, RTX, refused
 from edgefuse.optimize.operators import (
     FLOATS,
@@ -21,7 +21,7 @@ from edgefuse.optimize.operators import (
     name_of,
 )
 from edgefuse.optimize.schemas import float_free, type_variables
-from edgefuse.optimize.view import ONNX, Scope, View
+from edgefuse.optimize.view import ONNX, Scope, View, label
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")  # they have rules of their own
 
@@ -30,11 +30,14 @@ def parser_findings(view: View) -> Iterator[Finding]:
     """Everything in `view` that the parser of some target refuses, but for what concerns Q/DQ."""
     for scope in view.scopes():
         yield from _inputs(scope)
+        for name in scope.outputs:
+            if not scope.knows(name):
+                yield Finding(name, "dangling-output", "refused", "nothing makes this output", "export the model again")
         for node, fault in scope.malformed:
             yield refused(node, "invalid-node", f"{fault}: this is no valid ONNX", "export the model again")
         for node in scope.nodes:
             if node.op_type not in TAKEN:
-                yield _unknown(node)
+                yield from _unknown(node)
                 continue
             if missing := [name for name in node.input if name and not scope.knows(name)]:
                 yield refused(
@@ -64,11 +67,17 @@ def _inputs(scope: Scope) -> Iterator[Finding]:
             yield Finding(name, "constant-type", "refused", effect, "convert it to a type that TensorRT has")
 
 
-def _unknown(node: NodeProto) -> Finding:
+def _unknown(node: NodeProto) -> Iterator[Finding]:
     domain = "" if node.domain in ONNX else f" (domain {node.domain})"
+    targets = TARGETS
+    if "TRT" in node.op_type or node.domain.startswith("trt"):  # NVIDIA's own plugins and quantizers
+        effect = f"{node.op_type}{domain} must be in the TensorRT that builds it, or in a plugin library"
+        mend = "load the library before building: trtexec --dynamicPlugins, or trt.init_libnvinfer_plugins"
+        targets = RTX
+        yield Finding(label(node), "plugin", "note", effect, mend, tuple(one for one in TARGETS if one not in RTX))
     effect = f"TensorRT has no {node.op_type}{domain} and finds no plugin of this name"
     mend = INSTEAD.get(node.op_type, "express it with other operators, or run this part of the model outside")
-    return refused(node, "unsupported-operator", effect, mend)
+    yield refused(node, "unsupported-operator", effect, mend, targets)
 
 
 def _age(scope: Scope, node: NodeProto, opset: int) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
@@ -30,21 +31,24 @@ class Weights:
 
     def __init__(self, model: ModelProto, folder: Path | None) -> None:
         self._content: list[Any] = []  # bytes, or a mapped file
-        self.outside = False  # whether any of them is in another file
         for tensor in tensors_of(model):
             tensor.ClearField("doc_string")
             if tensor.data_location == TensorProto.EXTERNAL:
                 self._take(tensor, _mapped(tensor, folder))
-                self.outside = True
             elif tensor.data_type != TensorProto.STRING:
                 self._check_and_take(tensor)
 
     def array(self, tensor: TensorProto) -> NDArray[Any]:
-        """The content of a tensor of the model, also where it was taken out of it."""
+        """The content of a tensor of the model, also where it was taken out of it; to be read only."""
         if not tensor.doc_string.startswith(_MARK):
             return to_array(tensor)
+        content = self._content[int(tensor.doc_string.removeprefix(_MARK))]
+        if tensor.data_type not in _BITS and sys.byteorder == "little":  # as ONNX stores numbers: nothing to copy
+            kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            array: NDArray[Any] = np.frombuffer(content, kind).reshape(tensor.dims)
+            return array
         whole = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
-        whole.raw_data = bytes(self._content[int(tensor.doc_string.removeprefix(_MARK))])
+        whole.raw_data = bytes(content)
         return to_array(whole)
 
     def put_back(self, model: ModelProto) -> None:

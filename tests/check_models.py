@@ -328,6 +328,11 @@ table(
 )  # fmt: skip
 
 
+@case("parser_rules", "plugin", "note", parsed=False)  # TensorRT-RTX has no plugins
+def plugin_of_nvidia() -> bytes:
+    return single("EfficientNMS_TRT", X)
+
+
 @case("parser_rules", "unsupported-operator", "refused")
 def dynamic_quantization() -> bytes:
     draft = Draft()
@@ -371,6 +376,18 @@ def branches(op: str) -> bytes:
     draft.input("x", FLOAT, 2, 2)
     asked = draft.input("asked", TensorProto.BOOL)
     return draft.bytes(draft.add("If", asked, then_branch=bodies[0], else_branch=bodies[1]))
+
+
+@case("parser_rules", "dangling-output", "refused")
+def an_output_that_nothing_makes() -> bytes:
+    draft = Draft()
+    return draft.bytes(draft.add("Relu", draft.input("x", FLOAT, 2)), "ghost")
+
+
+@case("parser_rules", "invalid-node", "refused")
+def a_matmul_of_one() -> bytes:
+    draft = Draft()
+    return draft.bytes(draft.add("MatMul", draft.input("x", FLOAT, 2)))
 
 
 @case("parser_rules", "unsupported-operator", "refused")
