@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-from cpu_engines import ENCODERS, ENGINES, RUNS, WORK
+
+from edgefuse.benchmarks.peers.cpu_engines import ENCODERS, ENGINES, RUNS, WORK
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "peers" / "openvino"
@@ -65,7 +66,8 @@ def _prepare(folder: Path, manifest: str | None) -> dict[str, Path]:
     for line in lines:
         line["presence"] = np.ones((1, len(ENCODERS)), np.float32)
     WORK.mkdir(parents=True, exist_ok=True)
-    np.savez(WORK / "calibration.npz", **{name: np.concatenate([line[name] for line in lines]) for name in lines[0]})
+    stacked: dict[str, Any] = {name: np.concatenate([line[name] for line in lines]) for name in lines[0]}
+    np.savez(WORK / "calibration.npz", **stacked)
     onnx.save(_one_graph(bundle), WORK / "fp32.onnx")
     quantize_dynamic(
         WORK / "fp32.onnx",
