@@ -1,7 +1,8 @@
-"""Prints the result of a verb for a person: plain values as lines, rows of values as tables."""
+"""Prints the result of a verb for a person: plain values as lines, rows of values as tables, rows of prose as prose."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 Rows = Mapping[str, Mapping[str, Any]]  # name of the row -> name of the column -> value
+PROSE = 24  # characters of a cell behind which a list of rows reads better as sentences than as columns
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
@@ -19,7 +21,7 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     tables: list[tuple[str, Table]] = []
     for key, value in result.items():
         if rows := _rows(value):
-            tables += _tables(key, rows)
+            tables += [(key, _sentences(value))] if _is_prose(value) else _tables(key, rows)
         else:
             lines.add_row(key, _cell(value))
     if lines.row_count:
@@ -48,6 +50,25 @@ def _tables(title: str, rows: Rows) -> Iterator[tuple[str, Table]]:
             for name, row in rows.items()
         }
         yield from _tables(f"{title}, {column}", _upright(inner))
+
+
+def _is_prose(value: Any) -> bool:
+    """Whether `value` is a list of rows with mostly words in them, some of them long."""
+    if isinstance(value, Mapping):
+        return False
+    cells = [cell for row in value for cell in row.values()]
+    words = [cell for cell in cells if isinstance(cell, str)]
+    return 2 * len(words) > len(cells) and any(len(cell) > PROSE for cell in words)
+
+
+def _sentences(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A line per row: its names one after the other, then what is said of them behind a colon."""
+    table = Table.grid()
+    for row in rows:
+        cells = [_cell(value) for value in row.values() if value not in (None, "", [], ())]
+        names = list(itertools.takewhile(lambda cell: len(cell) <= PROSE or " " not in cell, cells))
+        table.add_row("  ".join(names) + ": " + "; ".join(cells[len(names) :]))
+    return table
 
 
 def _upright(rows: Rows) -> Rows:

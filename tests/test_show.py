@@ -45,3 +45,13 @@ def test_a_table_in_a_table_becomes_its_own_with_the_long_side_down():
 
 def test_an_empty_result_prints_no_table():
     assert shown({"rows": {}, "list": []}).split() == ["rows", "list"]
+
+
+def test_rows_of_words_are_sentences_and_rows_of_numbers_a_table():
+    why = "a matrix-vector product, to which INT8 only adds kernels"
+
+    blocks, rows = [{"part": "image", "block": "18 Conv", "why": why}], [{"form": why, "n": 1, "m": 2}]
+    text = shown({"blocks": blocks, "rows": rows})
+
+    assert re.search(r"^image  18 Conv: a matrix-vector product, .* adds kernels$", text, flags=re.MULTILINE)
+    assert re.search(r"form +n +m *$", text, flags=re.MULTILINE)
