@@ -89,7 +89,7 @@ def surplus(kernels: Sequence[Kernel], products: Collection[int], ops: Mapping[s
     for index, kernel in enumerate(kernels):
         if index in products or not kernel.is_launched or kernel.is_fused_attention:
             continue
-        before = [kernels[makers[tensor.name]] for tensor in kernel.inputs if makers.get(tensor.name) in products]
+        before = {t.name: kernels[makers[t.name]] for t in kernel.inputs if makers.get(t.name) in products}
         cause = _cause(kernel, before, ops)
         if cause == REFORMAT and beside_attention.intersection(t.name for t in (*kernel.inputs, *kernel.outputs)):
             cause = PADDING if _words(kernel) & {"Conc", "Slic"} else COPY
@@ -109,8 +109,8 @@ def computes_in(kernel: Kernel) -> str:
     return next((name for name in _FLOATS if name in types), "")
 
 
-def _cause(kernel: Kernel, before: Sequence[Kernel], ops: Mapping[str, str]) -> str:
-    """Why the kernel need not be; "" where it has work of its own. `before`: the products that it reads."""
+def _cause(kernel: Kernel, before: Mapping[str, Kernel], ops: Mapping[str, str]) -> str:
+    """Why the kernel need not be; "" where it has work of its own. `before`: tensor -> the product that made it."""
     words = _words(kernel)
     if not kernel.inputs and kernel.constants and kernel.outputs:
         return WEIGHTS
@@ -119,10 +119,12 @@ def _cause(kernel: Kernel, before: Sequence[Kernel], ops: Mapping[str, str]) -> 
     if not before:
         return ""
     if words and words <= _MOVING | _SCALING:
-        return EPILOGUE
+        alone = all(tensor.name in before for tensor in kernel.inputs)  # else it adds two branches
+        codes = all(tensor.type == "Int8" for tensor in kernel.outputs)
+        return (REQUANTIZE if codes else EPILOGUE) if alone and kernel.constants else ""
     run = {ops.get(node, "") for node in kernel.onnx_nodes}
     reduces = run & _POOLING or words & _REDUCING or any(op.startswith("Reduce") for op in run)
-    made = min(_size(tensor) for product in before for tensor in product.outputs)
+    made = min(_size(tensor) for product in before.values() for tensor in product.outputs)
     widens = any(_size(tensor) > made for tensor in kernel.outputs)  # a gate, made small, meets its planes
     return ACTIVATION if run & ACTIVATIONS and not (reduces or widens) else ""
 
