@@ -17,13 +17,14 @@ from edgefuse.runtime.errors import BundleError
 
 FLOAT = int(TensorProto.FLOAT)
 FLOAT16 = int(TensorProto.FLOAT16)
+_SMALL = 256  # elements of a constant whose values may say a shape
 
 
 class Graph:
     """One part while it is edited.
 
     Args:
-        model: a serialized ONNX model, or a model (it is copied).
+        model: a serialized ONNX model, or a model, which the graph keeps and edits.
 
     Raises:
         BundleError: not ONNX, not valid, or with control flow, whose inner graphs are not edited.
@@ -31,8 +32,7 @@ class Graph:
 
     def __init__(self, model: bytes | ModelProto) -> None:
         try:
-            proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else model
-            self.model: ModelProto = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+            self.model = _inferred(onnx.load_model_from_string(model) if isinstance(model, bytes) else model)
         except Exception as error:  # protobuf and onnx share no base class
             raise BundleError(
                 f"the part is not a valid ONNX graph ({_one_line(error)}); export the bundle again"
@@ -115,18 +115,18 @@ class Graph:
         Raises:
             BundleError: the nodes do not fit together.
         """
-        graph = GraphProto(name=self.model.graph.name)
+        model = helper.make_model(
+            GraphProto(name=self.model.graph.name),
+            opset_imports=[helper.make_opsetid("", opset or self.opset)],
+            ir_version=self.model.ir_version,
+            producer_name="edgefuse",
+        )
+        graph = model.graph  # filled only now, since make_model copies what it is given
         graph.node.extend(nodes)
         graph.input.extend(self.model.graph.input)
         graph.output.extend(self.model.graph.output)
         used = {name for node in graph.node for name in node.input}
         graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in used)
-        model = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", opset or self.opset)],
-            ir_version=self.model.ir_version,
-            producer_name="edgefuse",
-        )
         return Graph(model)
 
     def serialize(self) -> bytes:
@@ -138,6 +138,27 @@ class Graph:
             node.ClearField("doc_string")
             node.ClearField("metadata_props")
         return bytes(model.SerializeToString())
+
+
+def _inferred(model: ModelProto) -> ModelProto:
+    """`model` itself, with the type and shape of every value.
+
+    The inference works on serialized copies and of a large constant it wants the shape only, so those stay behind:
+    with them a model of 260 MB would take 1.3 GB and three seconds for every edit.
+    """
+    light = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.CopyFrom(GraphProto(name=model.graph.name, node=model.graph.node))
+    for field in ("input", "output", "value_info", "sparse_initializer"):
+        getattr(light.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        is_large = prod(tensor.dims) > _SMALL
+        shape_only = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        light.graph.initializer.append(shape_only if is_large else tensor)
+    inferred = onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True)
+    for field in ("output", "value_info"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(inferred.graph, field))
+    return model
 
 
 def _refuse_control_flow(graph: GraphProto) -> None:
