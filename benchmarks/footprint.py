@@ -84,7 +84,7 @@ def engines(bundle: Bundle) -> list[dict[str, Any]]:
         row = {"target": target, "part": part, "bytes": path.stat().st_size, "latency": "not measured"}
         sidecar = read_sidecar(bundle.folder, target, part)
         if sidecar is not None:
-            told = ("tensorrt_version", "sm", "kernels", "bytes_touched", "seconds")
+            told = ("tensorrt_version", "sm", "kernels", "bytes_touched", "seconds", "audit")
             fits = sidecar.source_sha256 == bundle.info.files.get(part_file(COMPILED_SET, part))
             row |= {**sidecar.model_dump(include=set(told)), "built_from_these_parts": fits}
         found.append(row)
