@@ -47,7 +47,8 @@ def blame(reference: Graph, other: Graph, batches: Sequence[Tensors], output: st
     Args:
         reference: the FP32 part.
         other: another form of the same part, its values named alike.
-        batches: inputs in small batches: all values of a batch are held at once, in both forms.
+        batches: inputs, one or more small batches: all values of one are held at once, in both forms. Own errors are
+            measured on all of them, effects on the output, which take a run per node, on the first.
         output: the output of the part that counts.
 
     Raises:
@@ -59,10 +60,9 @@ def blame(reference: Graph, other: Graph, batches: Sequence[Tensors], output: st
     chosen = {culprit.swap.value: culprit for culprit in _worth_a_run(first.culprits)}
     swappable = Swappable(reference, other, apart, only=chosen)  # without the others a run takes a fraction of the time
     runs = _Runs(swappable, [output])
-    for batch in batches:
-        exact = runs(batch, [output], on=())[output]
-        for index, swap in enumerate(swappable.swaps):
-            chosen[swap.value].alone.update(exact, runs(batch, [output], on=[index])[output])
+    exact = runs(batches[0], [output], on=())[output]
+    for index, swap in enumerate(swappable.swaps):
+        chosen[swap.value].alone.update(exact, runs(batches[0], [output], on=[index])[output])
     return Blame(_ranked(list(chosen.values())), first.codes)
 
 
@@ -127,8 +127,9 @@ def _worth_a_run(culprits: Sequence[Culprit]) -> list[Culprit]:
 
 
 def _ranked(culprits: list[Culprit]) -> list[Culprit]:
+    """Those that make NaN or infinity first, as the graph has them, since they spread; then by what each does."""
     total = sum(culprit.alone.noise for culprit in culprits)
     for culprit in culprits:
         noise = culprit.alone.noise
         culprit.share = float(math.isinf(noise)) if math.isinf(total) else noise / total if total else 0.0
-    return sorted(culprits, key=lambda culprit: -culprit.alone.noise)
+    return sorted(culprits, key=lambda culprit: -math.inf if culprit.own.not_finite else -culprit.alone.noise)
