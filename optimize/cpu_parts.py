@@ -23,11 +23,10 @@ from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
 
 FUSED, DYNAMIC = "fp32-fused", "dynamic-int8"
-STATIC = FUSED
 RUNS = 40  # timed runs of each candidate
 
 
-def cpu_candidates(model: bytes, samples: object = None) -> list[Candidate]:
+def cpu_candidates(model: bytes) -> list[Candidate]:
     """FP32, rewritten, and in dynamic INT8; a form that changes nothing is left out."""
     forms = [(REFERENCE, model)]
     for precision, change in ((FUSED, fused), (DYNAMIC, dynamic_int8)):

@@ -106,11 +106,11 @@ def _make(bundle: Bundle, part: str, training: Sequence[Example], precision: str
         tokens = {token_tensor(m): (1, spec.count, spec.dim) for m, spec in bundle.info.tokens.items()}
         shapes = {**tokens, "presence": (1, len(bundle.info.modalities))}
         inputs = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-        trt, cpu = head_part(model), cpu_candidates(model, None)
+        trt, cpu = head_part(model), cpu_candidates(model)
     else:
         samples = Samples(Preprocessor(bundle), training, part)
         _, cost_of = cost_source()
-        trt, cpu = encoder_part(model, samples, precision, cost_of), cpu_candidates(model, samples)
+        trt, cpu = encoder_part(model, samples, precision, cost_of), cpu_candidates(model)
         inputs = next(samples.batches(1))
     return Made(trt, cpu, median_ms(cpu, inputs))
 
@@ -232,7 +232,7 @@ def _form_name(int8: frozenset[str], chosen: frozenset[str]) -> str:
 
 def _cpu_note(made: Made, precision: str) -> str:
     if precision == REFERENCE:
-        return "no INT8 form was faster and accurate enough"
+        return "no other form was faster and accurate enough"
     return f"{made.speedup(precision):.2f}x the speed of fp32 at batch 1 on the machine that quantized it"
 
 

@@ -14,9 +14,10 @@ Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> 
 
 
 class Backend(Protocol):
-    """Runs one part at a time; the predictor decides which parts are needed."""
+    """Runs parts; the predictor decides which are needed."""
 
     name: str
+    concurrent: bool  # whether different parts may run at the same time, from different threads
 
     def load(self, part: str) -> None:
         """Make `part` ready, so that its first `run` takes no longer than the others; once is enough."""
@@ -45,6 +46,7 @@ class OpenParts:
     """
 
     name = "open parts"
+    concurrent = False
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners

@@ -77,7 +77,7 @@ class PartInfo(_Frozen):
     """One ONNX graph of a part set."""
 
     file: str
-    precision: str  # fp32, fp16, int8+fp16, dynamic-int8, static-int8
+    precision: str  # fp32, fp16, int8+fp16, fp32-fused, dynamic-int8
     note: str = ""  # why this precision was chosen
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from edgefuse.optimize import quantize as module
-from edgefuse.optimize.cpu_parts import DYNAMIC, STATIC
+from edgefuse.optimize.cpu_parts import DYNAMIC, FUSED
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Verdict
 from edgefuse.optimize.quantize import quantize
@@ -241,7 +241,7 @@ def test_together_the_one_that_costs_most_goes_first(monkeypatch: pytest.MonkeyP
 def test_the_fastest_cpu_form_that_passes_is_kept(
     small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = {REFERENCE: 2.0, DYNAMIC: 1.0, STATIC: 1.99}
+    times = {REFERENCE: 2.0, DYNAMIC: 1.0, FUSED: 1.99}
     monkeypatch.setattr(
         module, "median_ms", lambda candidates, inputs: {c.precision: times[c.precision] for c in candidates}
     )
