@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,18 @@ def build(
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         engines = [_engine(bundle, part, options, progress, explain) for part in parts]
-    return {"engines": engines}
+    return {"engines": engines, **(_explained(parts, engines) if explain else {})}
+
+
+def _explained(parts: Sequence[str], engines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The audits in a few lines for a person; all of them stand with their engines."""
+    headlines, causes = [], []
+    for part, audit in ((part, engine["audit"]) for part, engine in zip(parts, engines, strict=True)):
+        headlines.append({"part": part, "headline": audit["headline"] if audit else "the compiler told no plan"})
+        for cause, row in (audit["causes"] if audit else {}).items():
+            counts = f"{row['kernels']} kernels, {row['bytes'] / 1e3:.0f} kB"
+            causes.append({"part": part, "cause": cause, "counts": counts, "mend": row["mend"]})
+    return {"explained": headlines, "causes": causes}
 
 
 def _options(target: str, sm: Sequence[int], max_batch: int, optimization_level: int | None) -> Options:

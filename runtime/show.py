@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 Rows = Mapping[str, Mapping[str, Any]]  # name of the row -> name of the column -> value
+LONGEST_CELL = 400  # characters of a mapping in one cell
 PROSE = 24  # characters of a cell behind which a list of rows reads better as sentences than as columns
 
 
@@ -91,7 +92,8 @@ def _table(rows: Rows, columns: Sequence[str]) -> Table:
 def _cell(value: Any) -> str:
     """A value in few characters."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+        told = ", ".join(f"{key} {_cell(inner)}" for key, inner in value.items())
+        return told if len(told) <= LONGEST_CELL else "see --json"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_cell(inner) for inner in value)
     if value is None:
