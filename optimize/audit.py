@@ -229,3 +229,22 @@ def _bytes(count: int | None) -> str:
     if count is None:
         return "an unknown number of bytes"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def brief(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The audits of a build in a few lines for a person.
+
+    Args:
+        engines: part -> its engine, whose "audit" is what `audit` returned, None where the compiler told no plan.
+
+    Returns:
+        {explained: [{part, headline}], causes: [{part, cause, counts, mend}]}.
+    """
+    explained, causes = [], []
+    for part, engine in engines.items():
+        found = engine["audit"] or {"headline": "the compiler told no plan", "causes": {}}
+        explained.append({"part": part, "headline": found["headline"]})
+        for cause, row in found["causes"].items():
+            counts = f"{row['kernels']} kernels, {row['bytes'] / 1e3:.0f} kB"
+            causes.append({"part": part, "cause": cause, "counts": counts, "mend": row["mend"]})
+    return {"explained": explained, "causes": causes}

@@ -11,7 +11,7 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import onnx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from edgefuse.optimize.audit import audit
+from edgefuse.optimize.audit import audit, brief
 from edgefuse.optimize.compile_process import run_compiler
 from edgefuse.optimize.compiler import Job, load_package
 from edgefuse.optimize.plan import parse_layers, summary
@@ -99,18 +99,7 @@ def build(
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         engines = [_engine(bundle, part, options, progress, explain) for part in parts]
-    return {"engines": engines, **(_explained(parts, engines) if explain else {})}
-
-
-def _explained(parts: Sequence[str], engines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The audits in a few lines for a person; all of them stand with their engines."""
-    headlines, causes = [], []
-    for part, audit in ((part, engine["audit"]) for part, engine in zip(parts, engines, strict=True)):
-        headlines.append({"part": part, "headline": audit["headline"] if audit else "the compiler told no plan"})
-        for cause, row in (audit["causes"] if audit else {}).items():
-            counts = f"{row['kernels']} kernels, {row['bytes'] / 1e3:.0f} kB"
-            causes.append({"part": part, "cause": cause, "counts": counts, "mend": row["mend"]})
-    return {"explained": headlines, "causes": causes}
+    return {"engines": engines, **(brief(dict(zip(parts, engines, strict=True))) if explain else {})}
 
 
 def _options(target: str, sm: Sequence[int], max_batch: int, optimization_level: int | None) -> Options:
