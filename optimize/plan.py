@@ -181,9 +181,10 @@ def _json_tensors(listed: Any) -> tuple[Tensor, ...]:
     found = []
     for tensor in _dicts(listed):
         dims = tensor.get("Dimensions")
-        fits = isinstance(dims, list) and all(type(dim) is int for dim in dims)
+        if not isinstance(dims, list) or any(type(dim) is not int for dim in dims):
+            dims = [-1]
         words = next((tensor[key] for key in ("Datatype", "DataType", "Format/Datatype") if key in tensor), "")
-        found.append(Tensor(str(tensor.get("Name", "")), tuple(dims) if fits else (-1,), _type(str(words))))
+        found.append(Tensor(str(tensor.get("Name", "")), tuple(dims), _type(str(words))))
     return tuple(found)
 
 
