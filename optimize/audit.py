@@ -81,10 +81,11 @@ def headline(told: Mapping[str, Any]) -> str:
     every = told["macs"].get("all")
     parts = [f"kernels: {told['kernels']}, touching {_bytes(told['bytes_touched'])}"]
     if every:
-        kinds = (LINEAR, CONVOLUTION)
-        split = ", ".join(f"{kind} {_percent(told['macs'][kind]['int8'])}" for kind in kinds if kind in told["macs"])
-        asked = "" if every["asked"] else "; the graph asks for none"
-        parts.append(f"{_percent(every['int8'])} of the multiply-accumulates run in INT8 ({split}{asked})")
+        kinds = [(kind, told["macs"][kind]) for kind in (LINEAR, CONVOLUTION) if kind in told["macs"]]
+        split = ", ".join(f"{kind} {_percent(row['int8']) if row['asked'] else 'not asked for'}" for kind, row in kinds)
+        parts.append(
+            f"{_percent(every['int8'])} of the multiply-accumulates run in INT8{f' ({split})' if split else ''}"
+        )
     if told["attention"]["expected"]:
         parts.append(f"{told['attention']['fused']} of {told['attention']['expected']} attentions are fused")
     costs = {cause: row for cause, row in told["causes"].items() if cause in MENDS}

@@ -148,6 +148,7 @@ def test_what_int8_costs_a_transformer_is_told(audited: Callable[[str], Audited]
     assert ACTIVATION not in fp16["causes"]
     assert told["headline"].startswith(f"kernels: {len(plan)}, touching ")
     assert "of the multiply-accumulates run in INT8 (linear 100.0 %)" in told["headline"]
+    assert "0.0 % of the multiply-accumulates run in INT8 (linear not asked for)" in fp16["headline"]
 
 
 def test_int8_convolutions_show_the_kernels_that_requantize(audited: Callable[[str], Audited]) -> None:
