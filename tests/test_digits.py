@@ -38,7 +38,7 @@ from edgefuse.train.digits import (
     spoiled_word,
 )
 
-FEW = {"train": 3, "val": 1, "test": 2}  # of each digit
+FEW = {"train": 1, "val": 1, "test": 1}  # of each digit
 
 
 @pytest.fixture(scope="module")

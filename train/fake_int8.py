@@ -2,8 +2,8 @@
 
 The arithmetic and the choice of layers are those of optimize/ (qdq.py, histogram.py), which this room may not import;
 tests/test_fake_int8.py holds the two to each other. Weights have one scale per output channel, activations one scale,
-embedding tables one per row. What stays FP16 on the device stays float here: the head, matrix-vector products, and
-convolutions unless asked for.
+embedding tables one per row. Left in float: what stays FP16 on the device (the head, matrix-vector products), the
+products inside an attention, and convolutions unless asked for.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
         convolutions: round convolutions too, for `edgefuse quantize --precision int8`.
 
     Returns:
-        {run, accuracy, labels, int8: {before, after, layers}}: accuracies on the validation lines per subset of
-        sensors, of the new float model, and of the old and the new one rounded; how many layers are rounded.
+        {run, layers, accuracy, int8: {before, after}}: how many layers were rounded, and accuracies on the validation
+        lines per subset of sensors: of the new float model, and of the old and the new one rounded.
 
     Raises:
         RecipeError: `run` is no finished run, its data changed, or `out` holds a run.
@@ -83,12 +83,12 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     )
     before = validate(model, loader, validation, subsets)
     _fine_tune(model, teacher, TrainingSteps(source.recipe, training, loader), settings)
-    int8 = {"before": before, "after": validate(model, loader, validation, subsets), "layers": len(rounding.layers)}
+    int8 = {"before": before, "after": validate(model, loader, validation, subsets)}
     rounding.remove()
     accuracy = validate(model, loader, validation, subsets)
-    lineage = {"from": str(run), **asdict(settings), "int8": int8}
+    lineage = {"from": str(run), **asdict(settings), "layers": len(rounding.layers), "int8": int8}
     _write(source, out, model, {**source.document, "accuracy": accuracy, "qat": lineage})
-    return {"run": str(out), "accuracy": accuracy, "labels": list(source.labels), "int8": int8}
+    return {"run": str(out), "layers": len(rounding.layers), "accuracy": accuracy, "int8": int8}
 
 
 def _lines(run: Run, split: str) -> list[Example]:
