@@ -106,16 +106,15 @@ def handwritten_digits() -> NDArray[np.uint8]:
 
 
 def spoiled_picture(digit: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.uint8]:
-    """A digit [28, 28] enlarged, laid down somewhere, half covered and noisy: uint8 grey [SIDE, SIDE]."""
+    """A digit [28, 28] enlarged, laid down somewhere, partly under a bar, and noisy: uint8 grey [SIDE, SIDE]."""
     side = int(random.integers(DIGIT_SIDE[0], DIGIT_SIDE[1], endpoint=True))
     top, left = random.integers(0, SIDE - side, 2, endpoint=True)
     picture = np.zeros((SIDE, SIDE), np.float32)
     picture[top : top + side, left : left + side] = cv2.resize(digit, (side, side)) / np.float32(255)
     width = int(random.integers(BAR[0], BAR[1], endpoint=True))
-    begin = int(random.integers((top, left)[0], top + side - width, endpoint=True))
+    place = int(random.integers(0, side - width, endpoint=True))
     lying = random.random() < 0.5
-    if not lying:
-        begin += int(left - top)
+    begin = place + (top if lying else left)
     bar = np.s_[begin : begin + width, :] if lying else np.s_[:, begin : begin + width]
     picture[bar] = random.random()
     picture += random.normal(0.0, random.uniform(*PIXEL_NOISE), picture.shape)
@@ -169,7 +168,7 @@ def _write_split(out: Path, split: str, digits: NDArray[np.uint8], studio: _Stud
     jobs = [job for job in handwritten for _ in range(LINES_PER_DIGIT[split])]
     for number, (value, drawn) in enumerate(track(jobs, f"{split} lines", console=Console(stderr=True))):
         image, sound = f"images/{split}/{number:05d}.png", f"sounds/{split}{len(studio.words):03d}/{number:05d}.wav"
-        see, hear = np.random.default_rng((SPLITS.index(split), number)).spawn(2)
+        see, hear = map(np.random.default_rng, np.random.SeedSequence((SPLITS.index(split), number)).spawn(2))
         if not (out / image).exists():
             write_atomic(out / image, cv2.imencode(".png", spoiled_picture(drawn, see))[1].tobytes())
         if not (out / sound).exists():
