@@ -84,7 +84,7 @@ def headline(told: Mapping[str, Any]) -> str:
         kinds = [(kind, told["macs"][kind]) for kind in (LINEAR, CONVOLUTION) if kind in told["macs"]]
         split = ", ".join(f"{kind} {_percent(row['int8']) if row['asked'] else 'not asked for'}" for kind, row in kinds)
         parts.append(
-            f"{_percent(every['int8'])} of the multiply-accumulates run in INT8{f' ({split})' if split else ''}"
+            f"{_percent(every['int8'])} of the multiply-accumulates run in INT8" + (f" ({split})" if split else "")
         )
     if told["attention"]["expected"]:
         parts.append(f"{told['attention']['fused']} of {told['attention']['expected']} attentions are fused")
@@ -97,6 +97,27 @@ def headline(told: Mapping[str, Any]) -> str:
             f"{_bytes(row['bytes'])})"
         )
     return "; ".join(parts)
+
+
+def brief(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The audits of a build in a few lines for a person.
+
+    Args:
+        engines: part -> its engine, whose "audit" is what `audit` returned, None where it was not kept.
+
+    Returns:
+        {explained: [{part, headline}], causes: [{part, cause, node: the one that costs most, costs, mend}]}.
+    """
+    explained, causes = [], []
+    for part, engine in engines.items():
+        found = engine["audit"] or {"headline": "the compiler told no plan", "causes": {}}
+        explained.append({"part": part, "headline": found["headline"]})
+        for cause, row in found["causes"].items():
+            same = (finding for finding in found["findings"] if finding["cause"] == cause)
+            worst = max(same, key=lambda finding: finding["bytes"] or 0)
+            costs = f"kernels: {row['kernels']}, {_bytes(row['bytes'])}"
+            causes.append({"part": part, "cause": cause, "node": worst["node"], "costs": costs, "mend": row["mend"]})
+    return {"explained": explained, "causes": causes}
 
 
 def _homes(every: Iterable[Product], kernels: Sequence[Kernel]) -> dict[str, int]:
@@ -203,16 +224,11 @@ def _streams(kernels: Sequence[Kernel]) -> dict[str, dict[str, Any]]:
 
 
 def _largest(kernels: Sequence[Kernel]) -> list[dict[str, Any]]:
-    launched = [kernel for kernel in kernels if kernel.is_launched and kernel.bytes_touched is not None]
-    launched.sort(key=lambda kernel: -(kernel.bytes_touched or 0))
+    sizes = [(kernel.bytes_touched, kernel) for kernel in kernels if kernel.is_launched]
+    known = sorted(((size, kernel) for size, kernel in sizes if size is not None), key=lambda entry: -entry[0])
     return [
-        {
-            "kernel": kernel.name,
-            "node": next(iter(kernel.onnx_nodes), ""),
-            "reads": kernel.precision,
-            "bytes": kernel.bytes_touched,
-        }
-        for kernel in launched[:LARGEST]
+        {"kernel": kernel.name, "node": next(iter(kernel.onnx_nodes), ""), "reads": kernel.precision, "bytes": size}
+        for size, kernel in known[:LARGEST]
     ]
 
 
@@ -230,22 +246,3 @@ def _bytes(count: int | None) -> str:
     if count is None:
         return "an unknown number of bytes"
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
-def brief(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The audits of a build in a few lines for a person.
-
-    Args:
-        engines: part -> its engine, whose "audit" is what `audit` returned, None where the compiler told no plan.
-
-    Returns:
-        {explained: [{part, headline}], causes: [{part, cause, counts, mend}]}.
-    """
-    explained, causes = [], []
-    for part, engine in engines.items():
-        found = engine["audit"] or {"headline": "the compiler told no plan", "causes": {}}
-        explained.append({"part": part, "headline": found["headline"]})
-        for cause, row in found["causes"].items():
-            counts = f"{row['kernels']} kernels, {row['bytes'] / 1e3:.0f} kB"
-            causes.append({"part": part, "cause": cause, "counts": counts, "mend": row["mend"]})
-    return {"explained": explained, "causes": causes}

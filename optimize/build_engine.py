@@ -71,8 +71,8 @@ def build(
         explain: give each engine its audit too: what the compiler made of INT8, and why (audit.py).
 
     Returns:
-        {engines: [{path, target, kernels, bytes_touched, seconds, reused, audit if asked}]}; kernels and bytes for one
-        example.
+        {engines: [{path, target, kernels, bytes_touched, seconds, reused}]}; kernels and bytes for one example. With
+        `explain` each engine has its audit, and explained and causes say it in short.
 
     Raises:
         BundleError: no bundle, or no parts for this target in it.

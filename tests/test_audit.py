@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto
 from rich.console import Console
 
-from edgefuse.optimize.audit import FLOAT_ANYWAY, NOT_FUSED, audit
+from edgefuse.optimize.audit import FLOAT_ANYWAY, NOT_FUSED, audit, brief
 from edgefuse.optimize.fp16 import front_end, to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.plan import Kernel, Tensor, summary
@@ -214,6 +214,16 @@ def test_an_audit_can_be_shown_to_a_person(audited: Callable[[str], Audited]) ->
     assert any(line.startswith(EPILOGUE) for line in lines)
 
 
+def test_a_build_is_told_in_short_with_the_node_that_costs_most(audited: Callable[[str], Audited]) -> None:
+    told, _ = audited("convolutions")
+    short = brief({"image": {"audit": told}, "head": {"audit": None}})
+    assert short["explained"][0] == {"part": "image", "headline": told["headline"]}
+    assert short["explained"][1] == {"part": "head", "headline": "the compiler told no plan"}
+    assert [row["cause"] for row in short["causes"]] == list(told["causes"])
+    (row,) = [row for row in short["causes"] if row["cause"] == REQUANTIZE]
+    assert (row["part"], row["node"], row["costs"]) == ("image", "mul_19_q", "kernels: 2, 0.9 kB")
+
+
 def matmul(dims: tuple[int, ...], type_: str = "Int8", name: str = "matmul_myl0_0") -> Kernel:
     tensors = (Tensor("x", dims, type_),), (Tensor("w", (4, 4), type_),), (Tensor("y", dims, "Half"),)
     return Kernel(name, "gemm", *tensors, 0, ())
@@ -236,6 +246,9 @@ def test_sizes_that_are_open_make_no_number() -> None:
     assert (told["kernels"], told["bytes_touched"]) == (1, None)
     assert told["macs"]["all"]["int8"] == 1
     assert told["streams"] == {"0": {"kernels": 1, "bytes": None}}
+    moved = Kernel("__myl_Tran_myl0_1", "kgen", matmul((-1, 6, 4)).outputs, (), (), 0, ())
+    short = brief({"x": {"audit": audit([matmul((-1, 6, 4)), moved], one_product())}})
+    assert short["causes"][0]["costs"] == "kernels: 1, an unknown number of bytes"
     assert "an unknown number of bytes" in told["headline"]
 
 
