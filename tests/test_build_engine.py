@@ -84,6 +84,25 @@ def test_engines_that_fit_are_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(engine["reused"] for engine in build(copy, sm=(89, 86))["engines"])
 
 
+def test_explained_engines_have_their_audit_also_where_they_are_kept(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_engine, "run_compiler", None)  # would be called
+    assert all("audit" not in engine for engine in build(copy, sm=(86, 89))["engines"])
+    told = build(copy, sm=(86, 89), explain=True)
+    for part, engine in zip(ALL_PARTS, told["engines"], strict=True):
+        sidecar = read_sidecar(copy, RTX, part)
+        assert sidecar is not None
+        assert engine["audit"] == sidecar.audit
+        assert engine["audit"]["kernels"] == engine["kernels"]
+        assert engine["audit"]["macs"]["all"]["not_found"] == 0
+    assert [row["part"] for row in told["explained"]] == list(ALL_PARTS)
+
+
+def test_there_is_no_plan_to_explain_on_a_cpu(copy: Path) -> None:
+    refused(copy, "--explain reads TensorRT's plan; ONNX Runtime has none", target="cpu", explain=True)
+
+
 @pytest.mark.parametrize("change", ["source", "batch", "sm", "engine", "sidecar", "version"])
 def test_an_engine_that_does_not_fit_is_built_again(copy: Path, change: str) -> None:
     options: dict = {"sm": (86, 89)}
