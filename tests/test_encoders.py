@@ -19,6 +19,7 @@ from edgefuse.train.encoders import (
     AudioEncoder,
     ConvStem,
     ImageEncoder,
+    SpatialMean,
     TextEncoder,
 )
 from edgefuse.train.frontends import HOP, SAMPLE_RATE, WINDOW
@@ -65,6 +66,30 @@ def test_the_pooled_picture_is_the_mean_of_its_cells_as_torchvisions_classifier_
         torch.testing.assert_close(encoder(pictures())[:, 0], expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 7), (4, 9)])
+def test_the_spatial_mean_is_torchs_adaptive_pooling(size: tuple[int, int]) -> None:
+    planes = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.adaptive_avg_pool2d(planes, 1)
+    torch.testing.assert_close(SpatialMean()(planes), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_mobilenet_computes_what_torchvisions_does() -> None:
+    """Squeeze-excite pools in another way here: the feature maps are the same."""
+    torch.manual_seed(0)
+    encoder = ImageEncoder(ImageSettings(height=64, width=96))
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the statistics of one batch: those it starts with let the picture fade
+    theirs = IMAGE_ENCODERS["mobilenet_v3_small"][0](weights=None).features.eval()
+    with torch.no_grad():
+        encoder(pictures())
+        theirs.load_state_dict(encoder.eval().features.state_dict())
+        planes = encoder.frontend(pictures())
+        expected = theirs(planes)
+        assert expected.std() > 0.1
+        torch.testing.assert_close(encoder.features(planes), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("height", [65, 97])
 def test_a_height_between_the_strides_counts_its_cells_right(height: int) -> None:
     encoder = ImageEncoder(ImageSettings(height=height, width=33, tokens="all")).eval()
@@ -91,11 +116,11 @@ def test_a_sound_is_encoded_alike_alone_and_in_a_batch() -> None:
 
 def test_the_stem_keeps_every_fourth_frame() -> None:
     stem = ConvStem(8).eval()
-    frames = torch.zeros(1, 41, 80)
-    silent = stem(frames)
-    assert silent.shape == (1, 11, 8)
-    frames[0, 20] = 1.0  # the middle of output frame 5
-    heard = (stem(frames) - silent).abs().amax(dim=2)[0] > 1e-7
+    planes = torch.zeros(1, 80, 41)
+    silent = stem(planes)
+    assert silent.shape == (1, 8, 11)
+    planes[0, :, 20] = 1.0  # the middle of output frame 5
+    heard = (stem(planes) - silent).abs().amax(dim=1)[0] > 1e-7
     assert heard.nonzero().flatten().tolist() == [4, 5, 6]
 
 
