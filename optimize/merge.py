@@ -3,7 +3,8 @@
 Exact but for the order of sums. One quantized input serves one large product, and the kernel behind it splits the
 heads of all three, where there were three kernels. The form matters: the result is reshaped to [B, L, 3, H, d],
 transposed and indexed. Behind a Split of the last axis TensorRT-RTX 1.7 undoes the merge, and then computes in float on
-weights that it dequantizes at every run.
+weights that it dequantizes at every run. It does so too where one Transpose of four axes turns K; torch's exporter turns
+K between two Reshapes.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def _branch(graph: Graph, product: NodeProto) -> _Branch | None:
     if not _is_constant(graph, bias, ndim=1) or shape is None:
         return None
     target = tuple(int(size) for size in graph.array(reshape.input[1]))
-    if len(target) != len(HEADS_FIRST) or list(transpose.attribute[0].ints) != HEADS_FIRST:
+    if len(target) != len(HEADS_FIRST) or [list(of.ints) for of in transpose.attribute] != [HEADS_FIRST]:
+        return None
+    widths = {graph.shape(product.input[1])[1], *graph.shape(bias), target[2] * target[3]}
+    if len(widths) > 1:  # the Reshape splits more than the heads, or one bias serves all
         return None
     return _Branch(tuple(nodes), product.input[1], bias, target)
 
