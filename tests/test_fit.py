@@ -24,6 +24,7 @@ from edgefuse.train.fit import (
     batch_loss,
     fit,
     learning_rate,
+    settle_norms,
     validate,
 )
 from edgefuse.train.losses import alignment_loss, task_loss
@@ -238,6 +239,34 @@ def test_a_finished_training_is_only_validated_again(tmp_path: Path) -> None:
     scores = fit(model, steps_of(recipe), loader_of(recipe), lines_of("val"), ["image+text"], recipe, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert scores == validate(model, loader_of(recipe), lines_of("val"), ["image+text"])
+
+
+def test_settled_norms_have_the_statistics_of_one_batch_and_the_momentum_of_before() -> None:
+    recipe = tiny_recipe()
+    model, batch = new_model(recipe), steps_of(recipe)[0]
+    norms = [module for module in model.modules() if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    momenta = [norm.momentum for norm in norms]
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+    seen: dict[nn.Module, Tensor] = {}
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, given, _: seen.update({norm: given[0].detach()}))
+    settle_norms(model, batch)
+    assert set(seen) == set(norms)
+    assert [norm.momentum for norm in norms] == momenta
+    for norm, values in seen.items():
+        others = [axis for axis in range(values.ndim) if axis != 1]
+        torch.testing.assert_close(norm.running_mean, values.mean(dim=others), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(norm.running_var, values.var(dim=others), atol=1e-5, rtol=1e-3)
+    assert all(torch.equal(value, weights[name]) for name, value in model.named_parameters())
+
+
+def test_an_untrained_picture_does_not_fade_once_the_norms_are_settled() -> None:
+    recipe = tiny_recipe()
+    model, batch = new_model(recipe), steps_of(recipe)[0]
+    with torch.no_grad():
+        assert model.encode("image", batch.inputs).std() < 1e-3
+        settle_norms(model, batch)
+        assert model.eval().encode("image", batch.inputs).std() > 0.01
 
 
 def test_fit_writes_checkpoints_as_often_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

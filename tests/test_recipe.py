@@ -90,7 +90,8 @@ def test_an_unknown_key_is_refused_with_the_nearest(change: str, nearest: str | 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("train.epochs=0", "recipe train.epochs: Input should be greater than 0 (found 0)"),
+        ("train.epochs=-1", "recipe train.epochs: Input should be greater than or equal to 0 (found -1)"),
+        ("text.table_rows=-1", "recipe text.table_rows: Input should be greater than or equal to 0 (found -1)"),
         ("train.epochs=many", "recipe train.epochs: Input should be a valid integer"),
         ("train.learning_rate=.inf", "recipe train.learning_rate: Input should be a finite number (found inf)"),
         ("train.label_smoothing=1.5", "recipe train.label_smoothing: Input should be less than or equal to 1"),

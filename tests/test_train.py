@@ -34,6 +34,7 @@ from tests.train_fixtures import (
 )
 
 LABELS = ("blue", "green", "no", "red", "yes")
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}  # of batch norms
 TIMEOUT_S = 600  # much, for what may run beside the tests
 
 
@@ -262,6 +263,31 @@ def test_a_run_without_text_has_no_tokenizer(tmp_path: Path, no_training: None) 
     assert run.text_tokenizer() is None
     assert run.trained_model().modalities == ("image",)
     assert not (tmp_path / "run" / "tokenizer.json").exists()
+
+
+def test_no_epochs_leave_the_weights_random_and_settle_the_norms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit", lambda *_: pytest.fail("it was trained"))
+    recipe = write_recipe(tmp_path / "tiny.yaml", train={"epochs": 0})
+    said = train(str(recipe), [], tmp_path / "run")
+    assert said["accuracy"] == {}
+    run = Run.open(tmp_path / "run")
+    new, saved = run.new_model().state_dict(), run.trained_model().state_dict()
+    changed = {name for name, value in saved.items() if not torch.equal(value, new[name])}
+    assert changed == {name for name in new if name.rpartition(".")[2] in STATISTICS}
+
+
+def test_an_embedding_table_has_at_least_the_rows_of_the_recipe(tmp_path: Path) -> None:
+    shutil.copytree(trained_run(), tmp_path / "run")
+    pieces = Run.open(tmp_path / "run").text_tokenizer()
+    assert pieces is not None
+    for rows, expected in ((0, pieces.vocabulary_size), (1, pieces.vocabulary_size), (500, 500)):
+        document = json.loads((trained_run() / RUN_FILE).read_bytes())
+        document["recipe"]["text"]["table_rows"] = rows
+        (tmp_path / "run" / RUN_FILE).write_text(json.dumps(document))
+        model = Run.open(tmp_path / "run").new_model()
+        assert model.encoders["text"].bert.get_input_embeddings().num_embeddings == expected
 
 
 def test_training_leaves_the_working_directory_alone(
