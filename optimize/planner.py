@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefuse.optimize.cost import Cost
-from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.ptq import Calibrated
-from edgefuse.optimize.qdq import Product, Site, insert
+from edgefuse.optimize.qdq import Product, Site
+from edgefuse.optimize.tune import Tuned
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
 
@@ -75,17 +75,15 @@ class Forms:
     """Makes and compiles forms of one part, each once.
 
     Args:
-        part: what calibration found.
-        thresholds: of every activation.
+        tuned: the part and how it is quantized.
         cost_of: ONNX bytes -> cost.
     """
 
-    def __init__(self, part: Calibrated, thresholds: Mapping[str, float], cost_of: Callable[[bytes], Cost]) -> None:
-        self.blocks = find_blocks(part)
+    def __init__(self, tuned: Tuned, cost_of: Callable[[bytes], Cost]) -> None:
+        self.tuned = tuned
+        self.blocks = find_blocks(tuned.part)
         self.made: dict[frozenset[str], Form] = {}
         self.best: Form | None = None  # the cheapest, once it was looked for
-        self._part = part
-        self._thresholds = thresholds
         self._cost_of = cost_of
 
     def model(self, int8: Collection[str]) -> bytes:
@@ -93,8 +91,7 @@ class Forms:
         chosen = [block for block in self.blocks if block.name in int8]
         sites = [site for block in chosen for site in block.sites]
         products = [product for block in chosen for product in block.products]
-        graph = insert(self._part.graph, sites, self._thresholds, products) if chosen else self._part.graph
-        return to_fp16(graph, self._part.fp32_nodes).serialize()
+        return self.tuned.model(sites, products)
 
     def form(self, int8: Collection[str]) -> Form:
         """The form with these blocks in INT8, compiled."""
@@ -133,7 +130,7 @@ class Forms:
             if not in_int8 and block.name in best:
                 why += "; given back to FP16 for the gate"
             rows.append({"block": block.name, "precision": "int8" if in_int8 else "fp16", "why": why})
-        for (why, op), sites in _refused(self._part.reasons).items():
+        for (why, op), sites in _refused(self.tuned.part.reasons).items():
             rows.append({"block": f"{len(sites)} {op}", "precision": "fp16", "why": why})
         return rows
 
@@ -145,7 +142,7 @@ class Forms:
                 kernels = form.cost.kernels - other.cost.kernels
                 kilobytes = (form.cost.bytes_touched - other.cost.bytes_touched) / 1e3
                 return f"INT8 here makes {kernels:+d} kernels and {kilobytes:+.0f} kB"
-        return "INT8 as asked for"
+        return "as asked for"
 
 
 def _output(model: bytes, batch: Tensors) -> NDArray[np.float32]:

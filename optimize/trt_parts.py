@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from edgefuse.optimize.cost import Cost
 from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.histogram import DEFAULT
 from edgefuse.optimize.judge import Candidate
 from edgefuse.optimize.planner import Forms
 from edgefuse.optimize.ptq import BATCH, calibrate_part
+from edgefuse.optimize.tune import Tuned, tune
 from edgefuse.runtime.errors import ManifestError
 from edgefuse.runtime.samples import Samples
 
@@ -40,7 +43,7 @@ class TrtPart:
         if self.forms is None:
             return _HEAD
         told = [f"{row['block']} in {row['precision'].upper()}: {row['why']}" for row in self.reasons(name)]
-        return "; ".join(told)
+        return "; ".join([*told, self.forms.tuned.note] if self._int8[name] else told)
 
     def reasons(self, name: str) -> list[dict[str, str]]:
         """Why each block is what it is in a candidate."""
@@ -85,8 +88,12 @@ def encoder_part(model: bytes, samples: Samples, precision: str, cost_of: Callab
     """
     if not len(samples):
         raise ManifestError(f"no training line has {samples.modality}, which the model reads; calibration needs some")
-    calibrated = calibrate_part(model, lambda: samples.batches(BATCH), convolutions=True, smoothing=False)
-    forms = Forms(calibrated, calibrated.thresholds(), cost_of)
+    batches = partial(samples.batches, BATCH)
+    if precision == FP16:
+        tuned = Tuned(calibrate_part(model, batches, convolutions=True, smoothing=False), DEFAULT)
+    else:
+        tuned = tune(model, batches, convolutions=True)
+    forms = Forms(tuned, cost_of)
     part = TrtPart(forms, forms.model(()))
     if precision == "int8":
         part.offer(frozenset(block.name for block in forms.blocks if block.sites), [])
