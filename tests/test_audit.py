@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto
 from rich.console import Console
 
@@ -21,6 +23,7 @@ from edgefuse.optimize.qdq import find_sites, insert, skip_inputs
 from edgefuse.optimize.roles import ACTIVATION, COPY, EPILOGUE, REQUANTIZE, WEIGHTS
 from edgefuse.runtime.show import show
 from tests.optimize_fixtures import PARTS, Net, rtx_kernels
+from tests.test_plan import kernels
 
 FLOAT = int(TensorProto.FLOAT)
 DIM, LENGTH, HEADS = 32, 8, 2
@@ -234,26 +237,37 @@ def one_product() -> bytes:
     return net.model({"x": (FLOAT, [6, 4])}, {"y": net.add("MatMul", "x", net.weight(4, 4), name="matmul")})
 
 
+ONE_PRODUCT, TEXT = one_product(), quantized(PARTS["text"])
+
+
 def test_a_kernel_without_metadata_is_known_by_its_name() -> None:
     for name in ("matmul_myl0_0", "matmul_U12_myl0_3", "other+matmul_myl0_0", "matmul + relu"):
-        told = audit([matmul((1, 6, 4), name=name)], one_product())
+        told = audit([matmul((1, 6, 4), name=name)], ONE_PRODUCT)
         assert told["macs"]["all"]["int8"] == 1, name
-    assert audit([matmul((1, 6, 4), name="matmul_2_myl0_0")], one_product())["macs"]["all"]["not_found"] == 1
+    assert audit([matmul((1, 6, 4), name="matmul_2_myl0_0")], ONE_PRODUCT)["macs"]["all"]["not_found"] == 1
 
 
 def test_sizes_that_are_open_make_no_number() -> None:
-    told = audit([matmul((-1, 6, 4))], one_product())
+    told = audit([matmul((-1, 6, 4))], ONE_PRODUCT)
     assert (told["kernels"], told["bytes_touched"]) == (1, None)
     assert told["macs"]["all"]["int8"] == 1
     assert told["streams"] == {"0": {"kernels": 1, "bytes": None}}
     moved = Kernel("__myl_Tran_myl0_1", "kgen", matmul((-1, 6, 4)).outputs, (), (), 0, ())
-    short = brief({"x": {"audit": audit([matmul((-1, 6, 4)), moved], one_product())}})
+    short = brief({"x": {"audit": audit([matmul((-1, 6, 4)), moved], ONE_PRODUCT)}})
     assert short["causes"][0]["costs"] == "kernels: 1, an unknown number of bytes"
     assert "an unknown number of bytes" in told["headline"]
 
 
+@given(st.lists(kernels, max_size=4), st.booleans())
+def test_no_plan_makes_an_audit_fail(plan: list[Kernel], attention: bool) -> None:
+    """A build must not end because the compiler says something new."""
+    told = audit(plan, TEXT if attention else ONE_PRODUCT)
+    assert json.loads(json.dumps(told))["headline"]
+    assert brief({"text": {"audit": told}})["explained"]
+
+
 def test_a_plan_that_cannot_be_read_says_so() -> None:
-    told = audit([], one_product())
+    told = audit([], ONE_PRODUCT)
     assert told["headline"] == "the compiler told nothing of its kernels, so nothing can be said of INT8"
     assert told["macs"]["all"]["not_found"] == 1
 
