@@ -3,8 +3,8 @@
 Exact but for the order of sums. One quantized input serves one large product, and the kernel behind it splits the
 heads of all three, where there were three kernels. The form matters: the result is reshaped to [B, L, 3, H, d],
 transposed and indexed. Behind a Split of the last axis TensorRT-RTX 1.7 undoes the merge, and then computes in float on
-weights that it dequantizes at every run. It does so too where one Transpose of four axes turns K; torch's exporter turns
-K between two Reshapes.
+weights that it dequantizes at every run. It does so too where one Transpose of four axes turns K; torch's exporter
+turns K between two Reshapes.
 """
 
 from __future__ import annotations

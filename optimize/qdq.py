@@ -57,9 +57,11 @@ def find_products(graph: Graph, excluded: Collection[str] = ()) -> list[Product]
         while scores is not None and scores.op_type in ("Softmax", "Add", "Mul", "Div", "Where"):
             behind = scores.input[1 if scores.op_type == "Where" else 0]
             scores = graph.producers.get(behind)
-        if scores is not None and scores.op_type == "MatMul" and not {scores.name, mix.name} & set(excluded):
+        if scores is None or scores.op_type != "MatMul" or {scores.name, mix.name} & set(excluded):
+            continue
+        if not {*scores.input, *mix.input} & set(graph.initializers):
             products += [Product(node.name, (node.input[0], node.input[1])) for node in (scores, mix)]
-    return [product for product in products if not set(product.inputs) & set(graph.initializers)]
+    return products
 
 
 def find_sites(graph: Graph, excluded: Collection[str] = ()) -> list[Site]:

@@ -17,8 +17,21 @@ from edgefuse.optimize import qdq
 from edgefuse.optimize.calibrate import observe
 from edgefuse.optimize.fp16 import front_end, to_fp16
 from edgefuse.optimize.graph import FLOAT, FLOAT16, Graph
-from edgefuse.optimize.qdq import SMALLEST_SCALE, Site, find_sites, fp16_scale, insert, quantize_weight, refusal
-from tests.optimize_fixtures import DIM, PARTS, Net, cosine, inputs_of, outputs, rtx_kernels
+from edgefuse.optimize.qdq import (
+    SMALLEST_SCALE,
+    SMALLEST_TABLE,
+    Product,
+    Site,
+    find_products,
+    find_sites,
+    fp16_scale,
+    insert,
+    quantize_weight,
+    refusal,
+)
+from tests.optimize_fixtures import DIM, LENGTH, PARTS, Net, cosine, inputs_of, outputs, rtx_kernels
+
+INT32 = int(onnx.TensorProto.INT32)
 
 matrices = hnp.arrays(
     np.float32,
@@ -124,18 +137,82 @@ def test_the_scale_axis_is_the_output_channel(op: str, shape: tuple[int, ...], a
     assert graph.array(weight_dq.input[1]).shape == (24,)
 
 
+def large_table() -> bytes:
+    """Rows of an embedding table that is large enough for INT8, times a matrix."""
+    net = Net(6)
+    rows = SMALLEST_TABLE // DIM
+    looked_up = net.add("Gather", net.random.standard_normal((rows, DIM)), "ids", name="embedding")
+    return net.model({"ids": (INT32, [LENGTH])}, {"y": net.add("MatMul", looked_up, net.weight(DIM, DIM))})
+
+
 def test_an_embedding_table_has_a_scale_per_row_and_its_index_none() -> None:
-    site = next(site for site in find_sites(Graph(PARTS["text"])) if site.op == "Gather")
+    site = next(site for site in find_sites(Graph(large_table())) if site.op == "Gather")
     assert (site.activation, site.axis) == (None, 0)
-    graph = quantized("text")
+    assert refusal(site, ()) is None
+    graph = insert(Graph(large_table()), [site], {})
     table = graph.producers[nodes_of(graph, "Gather")[0].input[0]]
     assert table.op_type == "DequantizeLinear"
     assert graph.array(table.input[0]).dtype == np.int8
+    assert graph.array(table.input[1]).shape == (SMALLEST_TABLE // DIM,)
 
 
 def test_products_of_two_activations_are_left_alone() -> None:
     names = {site.node for site in find_sites(Graph(PARTS["text"]))}
     assert not names & {"scores", "mixed"}
+
+
+def masked_attention(mask: str) -> Net:
+    """Scores of x with itself that pass a `mask` on their way to the softmax, and the softmax's mix of x."""
+    net = Net(8)
+    turned = net.add("Transpose", "x", perm=[0, 2, 1])
+    scores = net.add("MatMul", "x", turned, name="scores")
+    there = np.tri(LENGTH)
+    if mask == "Where":
+        scores = net.add("Where", there > 0, scores, np.array(-1e4))
+    elif mask == "Add":
+        scores = net.add("Add", net.add("Div", scores, np.array(4.0)), np.log(there + 1e-4))
+    net.add("MatMul", net.add("Softmax", scores, axis=-1, name="share"), "x", name="mixed")
+    return net
+
+
+@pytest.mark.parametrize("mask", ["", "Where", "Add"])
+def test_both_products_of_an_attention_are_found_behind_any_mask(mask: str) -> None:
+    graph = Graph(masked_attention(mask).model({"x": (FLOAT, [LENGTH, DIM])}, {"y": "mixed"}))
+    assert find_products(graph) == [
+        Product("scores", ("x", "transpose_0")),
+        Product("mixed", ("share", "x")),
+    ]
+    assert find_products(graph, {"scores"}) == find_products(graph, {"mixed"}) == []
+
+
+def test_an_attention_with_a_constant_is_not_half_in_int8() -> None:
+    """A learned query has a weight product for scores, and the mix alone in INT8 breaks the fused kernel."""
+    net = Net(9)
+    scores = net.add("MatMul", net.weight(1, DIM), net.add("Transpose", "x", perm=[0, 2, 1]))
+    mixed = net.add("MatMul", net.add("Softmax", scores, axis=-1), "x")
+    assert find_products(Graph(net.model({"x": (FLOAT, [LENGTH, DIM])}, {"y": mixed}))) == []
+
+
+def test_a_softmax_that_mixes_nothing_is_no_attention() -> None:
+    net = Net(9)
+    share = net.add("Softmax", net.add("MatMul", "x", net.weight(DIM, DIM)), axis=-1)
+    graph = Graph(net.model({"x": (FLOAT, [LENGTH, DIM])}, {"y": net.add("Mul", share, "x")}))
+    assert find_products(graph) == []
+    assert find_products(Graph(PARTS["image"])) == []
+
+
+def test_all_four_inputs_of_an_int8_attention_are_quantized() -> None:
+    graph = Graph(PARTS["text"])
+    products = find_products(graph)
+    assert [product.node for product in products] == ["scores", "mixed"]
+    seen = observe(graph, {name for product in products for name in product.inputs}, [inputs_of("text", 8)])
+    int8 = insert(graph, [], {name: found.histogram.threshold() for name, found in seen.items()}, products)
+    for name in ("scores", "mixed"):
+        assert [int8.producers[value].op_type for value in _node(int8, name).input] == ["DequantizeLinear"] * 2
+    assert len(nodes_of(int8, "DequantizeLinear")) == 4
+    found, expected = (outputs(model, inputs_of("text"))[0] for model in (int8.serialize(), PARTS["text"]))
+    assert cosine(found, expected) > 0.999
+    assert not np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +222,8 @@ def test_products_of_two_activations_are_left_alone() -> None:
         (Site("n", "MatMul", "x", "w", (32, 64), 1), (1, 1, 32), True),  # pooled: one row
         (Site("n", "MatMul", "x", "w", (8, 64), 1), (1, 10, 8), True),
         (Site("n", "Gemm", "x", "w", (8, 64), 0), (10, 64), True),
-        (Site("n", "Gather", None, "w", (100, 8), 0), (), False),
+        (Site("n", "Gather", None, "w", (SMALLEST_TABLE // 8, 8), 0), (), False),
+        (Site("n", "Gather", None, "w", (SMALLEST_TABLE // 8 - 1, 8), 0), (), True),  # positions, a small vocabulary
         (Site("n", "Conv", "x", "w", (64, 32, 3, 3), 0), (1, 32, 8, 8), False),
         (Site("n", "Conv", "x", "w", (64, 32, 1, 1), 0), (1, 32, 1, 1), True),  # squeeze-excite
         (Site("n", "Conv", "x", "w", (16, 3, 3, 3), 0), (1, 3, 8, 8), False),  # the first layer
@@ -213,9 +291,11 @@ def test_biases_normalisations_and_the_front_end_stay_float() -> None:
 
 
 def test_weights_are_stored_as_int8_and_once() -> None:
-    graph = quantized("text", convolutions=False)
-    quantized_bytes = sum(graph.array(name).nbytes for name in graph.initializers)
-    assert quantized_bytes < 0.35 * sum(Graph(PARTS["text"]).array(n).nbytes for n in Graph(PARTS["text"]).initializers)
+    graph, before = quantized("text", convolutions=False), Graph(PARTS["text"])
+    tables = {node.input[0] for node in nodes_of(before, "Gather")}  # too small for INT8
+    assert all(graph.array(name).dtype == np.float32 for name in tables)
+    small, large = (sum(g.array(n).nbytes for n in g.initializers if n not in tables) for g in (graph, before))
+    assert small < 0.35 * large
     net = Net()
     shared = net.constant(net.weight(32, 32))
     first = net.add("MatMul", "x", shared)
@@ -240,8 +320,26 @@ def test_tensorrt_rtx_computes_every_quantized_product_in_int8(part: str, tmp_pa
             kernel.precision == "Int8" and kernel.kind == "gemm" for kernel in kernels if name in kernel.onnx_nodes
         ), name
     if part == "text":
-        assert any("embedding" in kernel.onnx_nodes and kernel.precision == "Int8" for kernel in kernels)
         assert sum(kernel.is_fused_attention for kernel in kernels) == 1
+
+
+def test_tensorrt_rtx_looks_up_a_large_table_in_int8(tmp_path: Path) -> None:
+    graph = Graph(large_table())
+    (site,) = [site for site in find_sites(graph) if site.op == "Gather"]
+    (kernel, *_) = rtx_kernels(to_fp16(insert(graph, [site], {})).serialize(), tmp_path)
+    assert "embedding" in kernel.onnx_nodes
+    assert any(constant.type == "Int8" and constant.dims == site.shape for constant in kernel.constants)
+
+
+def test_tensorrt_rtx_fuses_an_int8_attention_between_int8_products(tmp_path: Path) -> None:
+    graph = Graph(PARTS["text"])
+    sites = [site for site in find_sites(graph) if site.op == "MatMul"]
+    products = find_products(graph)
+    names = {name for each in products for name in each.inputs} | {site.activation or "" for site in sites}
+    int8 = insert(graph, sites, dict.fromkeys(names, 4.0), products)
+    (attention,) = [kernel for kernel in rtx_kernels(to_fp16(int8).serialize(), tmp_path) if kernel.is_fused_attention]
+    assert {"scores", "mixed"} <= set(attention.onnx_nodes)
+    assert [tensor.type for tensor in attention.inputs].count("Int8") == 3  # Q, K and V
 
 
 def test_tensorrt_rtx_computes_quantized_convolutions_in_int8(tmp_path: Path) -> None:
