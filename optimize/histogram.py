@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 BINS = 4096  # the largest value seen lies in the upper half of them, so 2048 or more are in use
 STEPS = 127  # INT8 steps on each side of zero
-DEFAULT = "mse"  # the best of METHODS in benchmarks/results/quantizers.json
+DEFAULT = "mse"  # for one layer alone; tune.py asks the whole part, where another may be better
 _CHUNK = 1 << 16  # values counted at a time: 256 KiB stay in a core's cache
 _SMALLEST_EXPONENT = -100  # a range never ends below 2^-100: smaller values count as zeros
 _LEVELS = 128  # magnitudes that INT8 knows, zero included

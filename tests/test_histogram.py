@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -154,3 +155,18 @@ def test_entropy_clips_long_tails_about_as_onnx_runtime_does(shape: str) -> None
     theirs = onnx_runtime_threshold(samples, "entropy", 1024, LEVELS, 99.99)
     assert ours == pytest.approx(theirs, rel=0.35)
     assert ours < 0.95 * np.abs(samples).max()
+
+
+def test_counting_takes_less_than_half_of_numpys_time() -> None:
+    """Measured 2 ns per value against 8 to 30; both take turns, so that a busy machine slows both."""
+    samples = np.random.default_rng(0).standard_normal(400_000).astype(np.float32)
+    histogram = histogram_of(samples)
+    ratios = []
+    for _ in range(9):
+        laps = [time.perf_counter()]
+        histogram.update(samples)
+        laps.append(time.perf_counter())
+        np.histogram(np.abs(samples), BINS, (0, histogram.limit))
+        laps.append(time.perf_counter())
+        ratios.append((laps[1] - laps[0]) / (laps[2] - laps[1]))
+    assert np.median(ratios) < 0.5

@@ -29,7 +29,7 @@ def onnxruntime(part: Path, samples: dict[str, Any], out: Path, options: list[st
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         """Hands out one batch after the other."""
 
         def __init__(self) -> None:
