@@ -20,7 +20,7 @@ from edgefuse.optimize.histogram import STEPS, Histogram
 from edgefuse.optimize.qdq import Site, quantize_weight
 from edgefuse.runtime.backend import Tensors
 
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7)  # the paper takes 0.5 for most models; each layer takes its best here
+ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # the paper takes 0.5 for most models; each layer takes its best here
 WORTH_IT = 0.9  # a layer is smoothed where at most this share of its squared INT8 error is left
 _ROWS_PER_BATCH, _ROWS = 16, 512  # of each activation, kept to measure that error on
 _SMALLEST = 1e-5  # a channel without a value, or without weights, is not scaled beyond this
