@@ -19,7 +19,7 @@ from edgefuse.optimize.graph import FLOAT, Graph
 from edgefuse.runtime.backend import Tensors
 
 VANISHED = 0.01  # of a constant's largest value; what is smaller beside it may become 0 without a word
-OVERFLOWS, NEAR, FITS = "overflows FP16", "less than 4x below FP16's largest", "fits"
+OVERFLOWS, NEAR, FITS = "overflows", "less than 4x below", "fits"  # FP16's largest value
 
 
 def scan(graph: Graph, fp32_nodes: Collection[str], batches: Iterable[Tensors]) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def scan(graph: Graph, fp32_nodes: Collection[str], batches: Iterable[Tensors]) 
         batches: real inputs, batch first; one batch is held at a time.
 
     Returns:
-        Rows of {node, op, largest, effect, computed_in}; `largest` is the largest magnitude that was seen.
+        Rows of {node, op, largest, effect, in}; `largest` is the largest magnitude that was seen.
 
     Raises:
         BundleError: a value is NaN or infinite already in FP32.
@@ -53,12 +53,12 @@ def scan(graph: Graph, fp32_nodes: Collection[str], batches: Iterable[Tensors]) 
             constants = [name for name in node.input if name in graph.initializers and graph.types[name] == FLOAT]
             effects = [_constant_effect(graph.array(name)) for name in constants]
             bad += [_row(node, size, effect, fp32_nodes) for size, effect in effects if effect]
-    return sorted(bad, key=lambda row: row["computed_in"]) or rows[:1]  # fp16 before fp32
+    return sorted(bad, key=lambda row: row["in"]) or rows[:1]  # fp16 before fp32
 
 
 def _row(node: NodeProto, largest: float, effect: str, fp32_nodes: Collection[str]) -> dict[str, Any]:
     computed = "fp32" if node.name in fp32_nodes else "fp16"
-    return {"node": node.name, "op": node.op_type, "largest": largest, "effect": effect, "computed_in": computed}
+    return {"node": node.name, "op": node.op_type, "largest": largest, "effect": effect, "in": computed}
 
 
 def _constant_effect(constant: NDArray[np.float32]) -> tuple[float, str]:
@@ -68,7 +68,5 @@ def _constant_effect(constant: NDArray[np.float32]) -> tuple[float, str]:
     clamped = int((sizes > LARGEST_FP16).sum())
     lost = sizes[(fp16_array(constant) == 0) & (constant != 0)]
     if clamped:
-        return largest, f"{clamped} of {constant.size} constants clamped"
-    return largest, f"{lost.size} of {constant.size} constants become 0" if lost.max(
-        initial=0.0
-    ) > VANISHED * largest else ""
+        return largest, f"{clamped} of {constant.size} clamped"
+    return largest, f"{lost.size} of {constant.size} become 0" if lost.max(initial=0.0) > VANISHED * largest else ""

@@ -24,8 +24,8 @@ from edgefuse.runtime.samples import Samples
 
 Hop = tuple[str, str]
 
-TORCH, FP32, FP16, INT8, FUSED, CPU = "torch", "fp32", "fp16", "int8", "fused", "cpu"
-HOPS: tuple[Hop, ...] = ((TORCH, FP32), (FP32, FP16), (FP16, INT8), (INT8, FUSED), (FP32, CPU))
+TORCH, FP32, FP16, INT8, ORT, CPU = "torch", "fp32", "fp16", "int8", "ort", "cpu"  # ort: the int8 form, fused
+HOPS: tuple[Hop, ...] = ((TORCH, FP32), (FP32, FP16), (FP16, INT8), (INT8, ORT), (FP32, CPU))
 BATCH = 8  # inputs of an encoder at once
 NODE_BATCH, NODE_BATCHES = 4, 2  # of the search for nodes, which holds every value of a batch
 
@@ -45,7 +45,7 @@ class Ledger:
         self.errors: dict[tuple[Hop, str], Difference] = {}  # at the output of each part
         self.blames: dict[str, Blame] = {}  # of the nodes of the trt parts
         self.ranges: dict[str, list[dict[str, Any]]] = {}  # what FP16 cannot hold
-        self._bundle, self._torch = bundle, torch
+        self._bundle, self._torch = bundle, dict(torch)
         self._modalities = bundle.info.modalities
         preprocessor = Preprocessor(bundle)
         self._samples = {m: Samples(preprocessor, examples, m) for m in self._modalities}
@@ -80,18 +80,21 @@ class Ledger:
             self._tokens[part] = {stage: np.concatenate(arrays) for stage, arrays in chunks.items()}
 
     def _runners(self, part: str) -> dict[str, Runner]:
-        fp32, int8, cpu = (self._bundle.part(part_set, part) for part_set in ("fp32", "trt", "cpu"))
-        graph = Graph(fp32)
-        fp16 = to_fp16(graph, _fp32_nodes(graph, Graph(int8))).serialize()
+        """Every form of a part, opened; what takes most memory to make comes first."""
         sessions = {
-            FP32: open_session(fp32, threads=THREADS),
-            FP16: open_session(fp16, threads=THREADS),
-            INT8: open_session(int8, threads=THREADS, exact_qdq=True),
-            FUSED: open_session(int8, threads=THREADS),
-            CPU: open_session(cpu, threads=THREADS),
+            FP16: open_session(self._in_fp16(part), threads=THREADS),
+            FP32: open_session(self._bundle.part("fp32", part), threads=THREADS),
+            INT8: open_session(self._bundle.part("trt", part), threads=THREADS, exact_qdq=True),
+            ORT: open_session(self._bundle.part("trt", part), threads=THREADS),
+            CPU: open_session(self._bundle.part("cpu", part), threads=THREADS),
         }
         runners: dict[str, Runner] = {stage: partial(run_session, session) for stage, session in sessions.items()}
-        return {TORCH: self._torch[part], **runners} if self._torch else runners
+        return {TORCH: self._torch.pop(part), **runners} if part in self._torch else runners
+
+    def _in_fp16(self, part: str) -> bytes:
+        """The fp32 part in FP16, with the same nodes left in FP32 as in the trt part."""
+        graph = Graph(self._bundle.part("fp32", part))
+        return to_fp16(graph, _fp32_nodes(graph, Graph(self._bundle.part("trt", part)))).serialize()
 
     def _batches(self, part: str) -> Iterator[Tensors]:
         """The inputs of a part: what the sensors gave, or what the FP32 encoders made of it."""

@@ -1,7 +1,7 @@
 """Hop by hop from torch to INT8, where numbers drift apart: `python optimize/parity.py bundle`, as `edgefuse parity`.
 
-torch -> fp32 ONNX -> FP16 -> INT8 Q/DQ (the trt parts) -> the same with ONNX Runtime's Q/DQ fusions, and fp32 -> cpu
-parts. Every hop is measured part by part on the same inputs, and in what the whole model answers.
+torch -> fp32 ONNX -> fp16 -> int8, the trt parts with Q/DQ as written -> ort, the same with ONNX Runtime's fusions; and
+fp32 -> cpu parts. Every hop is measured part by part on the same inputs, and in what the whole model answers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def parity(
         {hops, answers, codes, nodes, overflow, lost_most, ...}. `hops`: errors at the output of each part, both forms
         given the same inputs, and of the logits where all parts change. `answers`: what the whole model answers when
         only this part changes and when all do. `codes`: INT8 codes of the trt parts against those of exact values.
-        `nodes`: those of the trt parts that lost most, their own error and what it does to the part (see swap.py).
+        `nodes`: those of the trt parts that lost most, their own error, what it alone does to the output of the part,
+        and its share of what all of them do there, one by one (see swap.py).
         `overflow`: what FP16 cannot hold. `lost_most`: the hop, the part and the INT8 node, in one sentence.
 
     Raises:
@@ -94,7 +95,7 @@ def _told(ledger: Ledger, truth: NDArray[np.int64]) -> dict[str, Any]:
             found = ledger.answers(changed)
             difference = Difference()
             difference.update(expected, found)
-            name = {"hop": " -> ".join(hop), "part": part}
+            name = {"hop": "->".join(hop), "part": part}
             hops.append({**name, **ledger.errors.get((hop, part), difference).row()})
             answers.append({**name, "logits_db": difference.sqnr_db, **_score(expected, found, truth)})
             if part != WHOLE:
@@ -141,11 +142,11 @@ def _node_rows(part: str, found: Blame) -> list[dict[str, Any]]:
             "part": part,
             "node": culprit.swap.node,
             "op": culprit.swap.op,
-            "precision": culprit.swap.precision,
+            "in": culprit.swap.precision,
             "own_db": culprit.own.sqnr_db,
             "output_db": culprit.alone.sqnr_db,
-            "share": culprit.share,
-            "not_finite": culprit.own.not_finite,
+            "share": round(culprit.share, 4),
+            **({"not_finite": culprit.own.not_finite} if culprit.own.not_finite else {}),
         }
         for culprit in found.culprits[:TOLD]
     ]
@@ -157,7 +158,7 @@ def _headline(losses: Mapping[tuple[Hop, str], Difference], blames: Mapping[str,
     if not loss.noise:
         return "nothing: every form answers exactly alike"
     how = f"{loss.not_finite} values that are not finite" if loss.not_finite else f"an SQNR of {loss.sqnr_db:.1f} dB"
-    told = f"{' -> '.join(hop)} of {part}, which alone leaves the logits {how}"
+    told = f"{'->'.join(hop)} of {part}, which alone leaves the logits {how}"
     precision = "fp16" if hop == (FP32, FP16) else "int8"
     if hop not in ((FP32, FP16), (FP16, INT8)):
         part = max(blames, key=lambda name: losses[(FP16, INT8), name].noise)

@@ -40,9 +40,11 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False) -> 
     if exact_qdq:
         options.add_session_config_entry(DISABLE_FUSED_INT8, "1")
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}") from None
+    session._model_bytes = None  # the wrapper would hold the file beside the weights, to open it again elsewhere
+    return session
 
 
 def _waiting(version: str) -> dict[str, str]:

@@ -37,6 +37,16 @@ def test_the_cpu_parts_are_taken_where_there_are_some(tiny_copy):
     assert OnnxBackend(only_fp32).name == "onnxruntime:fp32"
 
 
+def test_a_session_does_not_keep_the_file_beside_its_weights(tiny):
+    model = Bundle.open(tiny.bundle).part("fp32", "head")
+    before = sys.getrefcount(model)
+
+    session = open_session(model)
+
+    assert sys.getrefcount(model) == before
+    assert session.get_outputs()
+
+
 def test_a_part_set_that_is_not_there_is_refused_before_the_first_run(tiny):
     with pytest.raises(BundleError, match="has no trt parts, only: fp32, cpu"):
         OnnxBackend(Bundle.open(tiny.bundle), "trt")
