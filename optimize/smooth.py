@@ -145,29 +145,29 @@ def _error(rows: Floats, weight: Floats, factors: Floats) -> float:
 def _rewritten(graph: Graph, layers: Mapping[str, Sequence[Site]], factors: Mapping[str, Floats]) -> Graph:
     """The graph with `factors` between the activations and the weights of their layers."""
     graph = graph.draft()
-    replaced: dict[str, dict[str, str]] = {}  # node -> its input -> the new one
+    changed: dict[str, dict[str, str]] = defaultdict(dict)  # node -> its input or output -> the new one
     inserted: dict[str, NodeProto] = {}  # activation -> the Mul behind it
     for name, factor in factors.items():
+        norm, smoothed = graph.producers[name], graph.unused_name(f"{name}_smoothed")
         for site in layers[name]:
             scaled = graph.array(site.weight) * (factor[:, None] if site.axis == 1 else factor)
-            replaced[site.node] = {site.weight: graph.add_initializer(f"{site.weight}_smoothed", scaled)}
-        norm = graph.producers[name]
+            weight = graph.add_initializer(f"{site.weight}_smoothed", scaled)
+            changed[site.node] |= {site.weight: weight, name: smoothed}
         constants = [value for value in norm.input[1:] if value]  # scale, and bias where there is one
         if graph.readers[name] == len(layers[name]) and all(value in graph.initializers for value in constants):
-            replaced[norm.name] = {
-                value: graph.add_initializer(f"{value}_smoothed", graph.array(value) / factor) for value in constants
-            }
+            for value in constants:
+                changed[norm.name][value] = graph.add_initializer(f"{value}_smoothed", graph.array(value) / factor)
+            changed[norm.name][name] = smoothed  # a value that is another one has another name
         else:
             inverse = graph.add_initializer(f"{name}_inverse", 1 / factor)
-            output = graph.unused_name(f"{name}_smoothed")
-            inserted[name] = helper.make_node("Mul", [name, inverse], [output], name=output)
-            for site in layers[name]:
-                replaced[site.node][name] = output
+            inserted[name] = helper.make_node("Mul", [name, inverse], [smoothed], name=smoothed)
     nodes = []
     for node in graph.nodes:
         new = NodeProto()
         new.CopyFrom(node)
-        new.input[:] = [replaced.get(node.name, {}).get(value, value) for value in node.input]
+        names = changed[node.name]
+        new.input[:] = [names.get(value, value) for value in node.input]
+        new.output[:] = [names.get(value, value) for value in node.output]
         nodes.append(new)
         nodes += [inserted[value] for value in node.output if value in inserted]
     return graph.rebuilt(nodes)

@@ -88,8 +88,11 @@ def test_scales_move_into_the_normalisation_where_only_products_read_it() -> Non
     model = layer(residual=False)
     graph, _ = smooth(Graph(model), find_sites(Graph(model)), batches())
     assert [node.op_type for node in graph.nodes] == [node.op_type for node in Graph(model).nodes]
-    gamma = graph.array(next(node for node in graph.nodes if node.name == "norm").input[1])
+    norm = next(node for node in graph.nodes if node.name == "norm")
+    gamma = graph.array(norm.input[1])
     assert gamma[3] / np.median(gamma) < OUTLIER / 3
+    assert "norm" not in graph.types  # what is compared by name must not be another value
+    assert {node.name for node in graph.consumers(norm.output[0])} == {"first", "second"}
 
 
 def test_a_residual_addition_reads_the_unscaled_normalisation() -> None:
