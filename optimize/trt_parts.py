@@ -95,8 +95,9 @@ def encoder_part(model: bytes, samples: Samples, precision: str, cost_of: Callab
         tuned = tune(model, batches, convolutions=True)
     forms = Forms(tuned, cost_of)
     part = TrtPart(forms, forms.model(()))
-    if precision == "int8":
-        part.offer(frozenset(block.name for block in forms.blocks if block.sites), [])
+    weighted = frozenset(block.name for block in forms.blocks if block.sites)
+    if precision == "int8" and weighted:
+        part.offer(weighted, [])
     elif precision == "auto" and forms.blocks:
         best = forms.cheapest()
         if best.int8:
