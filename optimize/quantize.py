@@ -75,6 +75,7 @@ def quantize(
     Raises:
         GateError: the trt parts keep too little; the bundle is as it was.
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
+        EngineError: the compiler that tells "auto" the costs refuses a part.
     """
     if precision not in PRECISIONS:
         raise BundleError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -144,7 +145,7 @@ def _settle_cpu(judge: Judge, made: Mapping[str, Made], gate: float) -> Settled:
 
 def _missed(bundle: Bundle, verdict: Verdict, precision: str, gate: float) -> str:
     low, high = verdict.interval
-    other = "train longer or lower --gate" if precision == "fp16" else "use --precision fp16 or lower --gate"
+    other = "use --precision auto or lower --gate" if precision == "int8" else "train longer or lower --gate"
     return (
         f"{precision} parts keep {verdict.retention:.2%} of the fp32 accuracy with all sensors (interval {low:.2%} "
         f"to {high:.2%}) and {verdict.pooled:.2%} over all subsets, the gate asks {gate:.2%}; {other}; "

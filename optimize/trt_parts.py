@@ -60,10 +60,10 @@ class TrtPart:
     def retreat(self) -> Candidate | None:
         """The last candidate with one more block in FP16, None where no INT8 is left."""
         int8 = self._int8[self.candidates[-1].precision] - {next(self._back, "")}
-        if not int8:
+        if not int8 or self.forms is None:
             return None
-        back = list(self._back)
-        self.offer(int8, back)
+        self.forms.form(int8)  # compiled: what it costs is told beside what it keeps
+        self.offer(int8, list(self._back))
         return self.candidates[-1]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import numpy as np
 import onnx
 import pytest
 
+from edgefuse.optimize import cost as cost_module
 from edgefuse.optimize import quantize as module
+from edgefuse.optimize.cost import Cost, estimated_cost
 from edgefuse.optimize.cpu_parts import DYNAMIC, FUSED
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Verdict
 from edgefuse.optimize.quantize import quantize
 from edgefuse.optimize.trt_parts import FP16, INT8
+from edgefuse.runtime import cli
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import BundleError, GateError, ManifestError
 from edgefuse.runtime.evaluate import evaluate
@@ -24,6 +29,7 @@ from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.samples import Samples
 from tests.optimize_fixtures import (
+    DIM,
     MODALITIES,
     PARTS,
     fresh_bundle,
@@ -32,6 +38,21 @@ from tests.optimize_fixtures import (
 )
 
 OUTLIER = 3000.0
+OUTLIER_BLOCK = "1 MatMul 32x32 after Mul"  # that image_part(OUTLIER) ruins in INT8
+
+
+def cost_of_weights(model: bytes) -> Cost:
+    """A device on which INT8 pays wherever there are weights; small parts pay for it on none that is known."""
+    graph = Graph(model)
+    return Cost(1, 1000 * sum(graph.array(name).nbytes for name in graph.initializers))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def int8_pays() -> Iterator[None]:
+    """Let INT8 pay in these small parts, and compile nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "cost_source", lambda: ("made up", cost_of_weights))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +105,43 @@ def test_the_contract_says_what_was_done(quantized: tuple[Bundle, dict[str, Any]
         **dict.fromkeys(MODALITIES, INT8),
         HEAD: FP16,
     }
-    assert trt["image"].note == told["parts"]["image"]["note"]
-    assert "6 Conv in FP16 (INT8 convolutions cost" in trt["image"].note
-    assert "1 Gather in INT8" in trt["text"].note
+    assert {part: row["precision"] for part, row in told["parts"].items()} == {p: i.precision for p, i in trt.items()}
+    for part in MODALITIES:
+        for row in told["blocks"]:
+            if row["part"] == part:
+                assert f"{row['block']} in {row['precision'].upper()}: {row['why']}" in trt[part].note
+    assert "one row at a time" in trt[HEAD].note
     assert bundle.info.lineage["quantize"]["precision"] == "auto"
     assert bundle.info.lineage["manifest"]  # what was there stays
     assert bundle.info.quality["trt"]["retention"] == told["retention"]
+    assert bundle.info.quality["plan"] == {key: told[key] for key in ("cost", "blocks", "pareto")}
     json.dumps(told)
+
+
+def test_every_block_has_a_row_that_says_why(quantized: tuple[Bundle, dict[str, Any]]) -> None:
+    rows = {(row["part"], row["block"]): row for row in quantized[1]["blocks"]}
+    assert len(rows) == len(quantized[1]["blocks"])
+    assert {part for part, _ in rows} == set(MODALITIES)
+    assert rows["text", "1 attention"]["precision"] == "fp16"  # it has no weights, so it costs the same here
+    assert rows["text", "1 attention"]["why"].startswith("INT8 here makes +0 kernels and +")
+    assert rows["image", OUTLIER_BLOCK]["precision"] == "int8"  # as yet without an outlier
+    assert rows["image", OUTLIER_BLOCK]["why"].startswith("INT8 here makes +0 kernels and -")
+    assert rows["image", "2 Conv"]["why"].startswith("a matrix-vector product")
+
+
+def test_the_pareto_rows_are_what_each_form_costs_and_keeps(quantized: tuple[Bundle, dict[str, Any]]) -> None:
+    bundle, told = quantized
+    for part in MODALITIES:
+        rows = [row for row in told["pareto"] if row["part"] == part]
+        assert [row["cost_us"] for row in rows] == sorted(row["cost_us"] for row in rows)
+        assert rows[0]["form"] == "chosen"  # nothing had to be given back
+        assert rows[0]["kept"] >= 0.9
+        cost = cost_of_weights(bundle.part("trt", part))
+        assert (rows[0]["kernels"], rows[0]["megabytes"]) == (cost.kernels, cost.bytes_touched / 1e6)
+        assert "all FP16" in [row["form"] for row in rows]
+        others = [row["form"] for row in rows[1:] if row["form"] != "all FP16"]
+        assert all(change[:2] in ("+ ", "- ") for form in others for change in form.split(", "))
+    assert all(row["part"] != HEAD for row in told["pareto"])
 
 
 def test_trt_parts_are_at_most_half_as_large_as_fp32(quantized: tuple[Bundle, dict[str, Any]]) -> None:
@@ -107,33 +158,103 @@ def _weight_bytes(model: bytes) -> int:
 
 def test_int8_precision_takes_convolutions_too(small: Bundle, tmp_path: Path) -> None:
     told = quantize(copied(small, tmp_path / "a"), small.info.lineage["manifest"], precision="int8", gate=0.5)
-    assert "4 Conv in INT8" in told["parts"]["image"]["note"]
-    assert "2 Conv in FP16 (a matrix-vector product" in told["parts"]["image"]["note"]
+    rows = {row["block"]: row for row in told["blocks"] if row["part"] == "image"}
+    assert rows["2 dense Conv"] == {
+        "part": "image",
+        "block": "2 dense Conv",
+        "precision": "int8",
+        "why": "as asked for",
+    }
+    assert rows["2 Conv"]["precision"] == "fp16"
+    assert (told["cost"], told["pareto"]) == ("not asked for", [])
 
 
 def test_fp16_precision_has_no_int8(small: Bundle, tmp_path: Path) -> None:
     told = quantize(copied(small, tmp_path), precision="fp16")
     assert {row["precision"] for row in told["parts"].values()} == {FP16}
+    assert {row["precision"] for row in told["blocks"]} == {FP16}
     assert told["retention"] >= 0.98
+    assert told["pareto"] == []
 
 
-def test_auto_takes_int8_back_where_it_costs_too_much(fragile: Bundle, tmp_path: Path) -> None:
-    told = quantize(copied(fragile, tmp_path), precision="auto", gate=0.95)
-    assert told["parts"]["image"]["precision"] == FP16
-    assert "with INT8 the model keeps" in told["parts"]["image"]["note"]
-    assert told["parts"]["text"]["precision"] == INT8
-    assert told["retention"] >= 0.95
-
-
-def test_a_missed_gate_says_so_and_changes_nothing(fragile: Bundle, tmp_path: Path) -> None:
+def test_auto_gives_the_block_back_that_costs_too_much(fragile: Bundle, tmp_path: Path) -> None:
+    """The cheapest form misses the gate and one that is nearly as cheap passes: no other block has to go."""
     folder = copied(fragile, tmp_path)
+    told = quantize(folder, precision="auto", gate=0.9)
+    assert told["parts"]["image"]["precision"] == told["parts"]["text"]["precision"] == INT8
+    rows = {row["block"]: row for row in told["blocks"] if row["part"] == "image"}
+    assert rows[OUTLIER_BLOCK]["precision"] == "fp16"
+    assert rows[OUTLIER_BLOCK]["why"].endswith("given back to FP16 for the gate")
+    assert {name for name, row in rows.items() if row["precision"] == "int8"} == {
+        "2 dense Conv",
+        "1 pointwise Conv",
+        "1 depthwise Conv",
+    }
+    pareto = {row["form"]: row for row in told["pareto"] if row["part"] == "image"}
+    assert pareto[f"+ {OUTLIER_BLOCK}"]["cost_us"] < pareto["chosen"]["cost_us"]
+    assert pareto[f"+ {OUTLIER_BLOCK}"]["kept"] < 0.9 <= pareto["chosen"]["kept"]
+    assert min(told["retention"], told["pooled"]) >= 0.9
+    graph = Graph(Bundle.open(folder).part("trt", "image"))
+    product = next(node for node in graph.nodes if node.op_type == "MatMul")
+    assert graph.producers[product.input[0]].op_type != "DequantizeLinear"
+
+
+def test_without_the_compiler_the_costs_are_estimated(
+    small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "cost_source", cost_module.cost_source)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(cost_module, "run_compiler", lambda *_: pytest.fail("it was compiled"))
+    folder = copied(small, tmp_path)
+    told = quantize(folder, precision="auto", gate=0.9)
+    assert told["cost"] == "estimated from the graph, since TensorRT-RTX is not installed"
+    for part in MODALITIES:
+        (chosen,) = [row for row in told["pareto"] if row["part"] == part and row["form"].startswith("chosen")]
+        cost = estimated_cost(Bundle.open(folder).part("trt", part))
+        assert (chosen["kernels"], chosen["cost_us"]) == (cost.kernels, cost.us)
+        assert told["parts"][part]["precision"] == FP16  # kernels cost more than these few weights
+
+
+def test_a_missed_gate_says_so_and_changes_nothing(
+    fragile: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied(fragile, tmp_path)
+    quantize(folder, precision="fp16", gate=0.9)
     before = content(folder)
     with pytest.raises(
-        GateError, match=r"int8 parts keep [\d.]+% .* the gate asks 99.00%; use --precision fp16"
+        GateError, match=r"int8 parts keep [\d.]+% .* the gate asks 99.00%; use --precision auto or lower --gate; "
     ) as error:
         quantize(folder, precision="int8")
     assert "\n" not in str(error.value)
     assert content(folder) == before
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["quantize", str(folder), "--precision", "int8", "--gate", "0.99"])
+    assert stop.value.code == 1
+    assert str(error.value) in " ".join(capsys.readouterr().err.split())
+    assert content(folder) == before
+
+
+def beyond_fp16() -> bytes:
+    """The image part with its tokens scaled so far down in between that FP16 holds zeros."""
+    graph = Graph(PARTS["image"])
+    last = graph.nodes[-1]
+    small = graph.add_initializer("small", np.full((1, 1, DIM), 1e-12, np.float32))
+    large = graph.add_initializer("large", np.full((1, 1, DIM), 1e12, np.float32))
+    scaled = [
+        onnx.helper.make_node("Mul", [last.input[0], small], ["down"], name="down"),
+        onnx.helper.make_node("Mul", ["down", large], ["up"], name="up"),
+        onnx.helper.make_node("Identity", ["up"], list(last.output), name="tokens"),
+    ]
+    return graph.rebuilt([*graph.nodes[:-1], *scaled]).serialize()
+
+
+def test_a_gate_that_fp16_misses_too_is_missed_by_auto(tmp_path: Path) -> None:
+    bundle = fresh_bundle(tmp_path, {**PARTS, "image": beyond_fp16()})
+    before = content(bundle.folder)
+    with pytest.raises(GateError, match=r"auto parts keep .*; train longer or lower --gate; .* is as it was"):
+        quantize(bundle.folder, precision="auto", gate=0.99)
+    assert content(bundle.folder) == before
 
 
 def test_quantizing_again_replaces_both_sets(quantized: tuple[Bundle, dict[str, Any]], tmp_path: Path) -> None:
