@@ -104,8 +104,8 @@ class _Measurement:
 def _written_otherwise(culprits: Sequence[Culprit]) -> set[str]:
     """Values that are wrong while all that is computed from them is right again.
 
-    So a pass like SmoothQuant wrote them otherwise, divided by factors that the next weights are multiplied by, and the
-    name alone stayed. What is wrong by accident stays wrong.
+    So they only say the same otherwise: a masked score of -1e4 in FP16 where FP32 has -3.4e38, or what a pass divided
+    by factors that the next weights are multiplied by. What is wrong by accident stays wrong.
     """
     readers: dict[str, list[Culprit]] = {}
     for culprit in culprits:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgefuse.optimize.blame import OTHERS, Culprit, blame
+from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import FLOAT, Graph
 from edgefuse.optimize.qdq import find_sites
 from edgefuse.optimize.smooth import smooth
@@ -104,6 +105,14 @@ def outlier_layer() -> bytes:
     first, second = (net.add("MatMul", normed, net.weight(DIM, DIM), name=name) for name in ("first", "second"))
     mixed = net.add("Mul", first, net.add("Sigmoid", second))
     return net.model({"x": (FLOAT, [LENGTH, DIM])}, {"y": net.add("MatMul", mixed, net.weight(DIM, DIM), name="third")})
+
+
+def test_a_mask_that_fp16_writes_otherwise_is_not_accused() -> None:
+    """Masked scores are -3.4e38 in the text part and -1e4 in FP16; the Softmax behind makes 0 of either."""
+    batches = halves(inputs_of("text", batch=8))
+    found = blame(Graph(PARTS["text"]), to_fp16(Graph(PARTS["text"])), batches, "text_tokens").culprits
+    assert not [culprit for culprit in found if culprit.own.not_finite]
+    assert all(culprit.share < 1e-6 for culprit in found if (culprit.own.sqnr_db or 99) < 50)
 
 
 def test_a_value_that_smoothquant_wrote_otherwise_is_not_accused() -> None:
