@@ -54,12 +54,17 @@ def _tables(title: str, rows: Rows) -> Iterator[tuple[str, Table]]:
 
 
 def _is_prose(value: Any) -> bool:
-    """Whether `value` is a list of rows with mostly words in them, some of them long."""
+    """Whether `value` is a list of rows of mostly words, which begin with a name and go on with something long."""
     if isinstance(value, Mapping):
         return False
     cells = [cell for row in value for cell in row.values()]
     words = [cell for cell in cells if isinstance(cell, str)]
-    return 2 * len(words) > len(cells) and any(len(cell) > PROSE for cell in words)
+    named = not any(_is_long(next(iter(row.values()), "")) for row in value)
+    return named and 2 * len(words) > len(cells) and any(map(_is_long, words))
+
+
+def _is_long(cell: Any) -> bool:
+    return isinstance(cell, str) and len(cell) > PROSE and " " in cell
 
 
 def _sentences(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -67,7 +72,7 @@ def _sentences(rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table.grid()
     for row in rows:
         cells = [_cell(value) for value in row.values() if value not in (None, "", [], ())]
-        names = list(itertools.takewhile(lambda cell: len(cell) <= PROSE or " " not in cell, cells))
+        names = list(itertools.takewhile(lambda cell: not _is_long(cell), cells))
         table.add_row("  ".join(names) + ": " + "; ".join(cells[len(names) :]))
     return table
 
