@@ -38,23 +38,47 @@ def mean_shifts(
         BundleError: a value is NaN or infinite on a sample.
     """
     graph = graph.draft()
-    measured = {site.node: site for site in sites if _bias_holder(graph, site) is not None}
+    measured = {site.node: site for site in sites if site.activation and _bias_holder(graph, site) is not None}
     nodes: list[NodeProto] = []
-    means: dict[str, str] = {}  # value that holds a mean -> node
     quantized: dict[str, str] = {}  # activation -> its round trip through INT8
+    lost: dict[str, str] = {}  # convolution -> value that holds what it loses in the mean [C]
+    rows: dict[str, str] = {}  # activation of a product, or its round trip -> value that holds its mean row [K]
     for node in graph.nodes:
         nodes.append(node)
         site = measured.get(node.name)
-        if site is not None and site.activation is not None:
-            if site.activation not in quantized:
-                quantized[site.activation] = _round_trip(graph, nodes, site.activation, thresholds[site.activation])
-            means[_compared(graph, nodes, node, site, quantized[site.activation])] = node.name
-    totals: dict[str, Floats] = {}
+        if site is None or site.activation is None:
+            continue
+        if site.activation not in quantized:
+            quantized[site.activation] = _round_trip(graph, nodes, site.activation, thresholds[site.activation])
+        if site.op == "Conv":
+            lost[site.node] = _compared(graph, nodes, node, site, quantized[site.activation])
+            continue
+        for value in (site.activation, quantized[site.activation]):
+            if value not in rows:
+                rows[value] = _mean(graph, nodes, value, [-1, site.shape[1 - site.axis]], [0])
+    watched = [*lost.values(), *rows.values()]
+    totals: dict[str, Floats] = dict.fromkeys(watched, np.zeros(1, np.float32))
     sizes: list[int] = []
-    for values in watch(graph.rebuilt(nodes), means, _sized(batches, sizes)):
-        for value, name in means.items():
-            totals[name] = totals.get(name, np.float32(0)) + values[value] * sizes[-1]
-    return {name: (total / sum(sizes)).astype(np.float32) for name, total in totals.items()}
+    for values in watch(graph.rebuilt(nodes), watched, _sized(batches, sizes)):
+        totals = {value: totals[value] + values[value] * sizes[-1] for value in watched}
+    means = {value: total / sum(sizes) for value, total in totals.items()}
+    shifts = {name: means[value] for name, value in lost.items()}
+    for site in measured.values():
+        if site.activation is not None and site.op != "Conv":
+            exact, rounded = means[rows[site.activation]], means[rows[quantized[site.activation]]]  # [K]
+            shifts[site.node] = _product_shift(graph, site, exact, rounded)
+    return {name: shift.astype(np.float32) for name, shift in shifts.items()}
+
+
+def _product_shift(graph: Graph, site: Site, exact: Floats, rounded: Floats) -> Floats:
+    """Mean of x @ W minus that of the INT8 product, from the mean rows of x: a product is linear. [N]"""
+    weight = graph.array(site.weight)
+    codes, scales = quantize_weight(weight, site.axis)
+    in_int8 = codes * np.expand_dims(scales, 1 - site.axis)
+    if site.axis == 0:  # [N, K]
+        weight, in_int8 = weight.T, in_int8.T
+    shift: Floats = exact @ weight - rounded @ in_int8
+    return shift
 
 
 def corrected(graph: Graph, sites: Collection[Site], shifts: Mapping[str, Floats]) -> Graph:
@@ -114,7 +138,7 @@ def _round_trip(graph: Graph, nodes: list[NodeProto], activation: str, threshold
 
 
 def _compared(graph: Graph, nodes: list[NodeProto], node: NodeProto, site: Site, activation: str) -> str:
-    """Append the INT8 twin of `node` and the mean per channel of FP32 minus INT8; returns its name. [C]"""
+    """Append the INT8 twin of a convolution and the mean per channel of FP32 minus INT8; returns its name. [C]"""
     codes, scales = quantize_weight(graph.array(site.weight), site.axis)
     others = tuple(axis for axis in range(codes.ndim) if axis != site.axis)
     weight = graph.add_initializer(f"{site.weight}_shift", codes * np.expand_dims(scales, others))
@@ -123,11 +147,15 @@ def _compared(graph: Graph, nodes: list[NodeProto], node: NodeProto, site: Site,
     twin.name = twin.output[0] = graph.unused_name(f"{node.name}_shift_twin")
     twin.input[:2] = [activation, weight]
     nodes.append(twin)
-    channels = site.shape[site.axis]
-    shape, axes = ([0, channels, -1], [0, 2]) if site.op == "Conv" else ([-1, channels], [0])
-    lost, flat, mean = (graph.unused_name(f"{node.name}_shift_{what}") for what in ("lost", "flat", "mean"))
-    to, over = (graph.add_initializer(f"{node.name}_shift_ints", np.array(ints)) for ints in (shape, axes))
-    nodes.append(helper.make_node("Sub", [node.output[0], twin.output[0]], [lost], name=lost))
-    nodes.append(helper.make_node("Reshape", [lost, to], [flat], name=flat))
+    difference = graph.unused_name(f"{node.name}_shift_lost")
+    nodes.append(helper.make_node("Sub", [node.output[0], twin.output[0]], [difference], name=difference))
+    return _mean(graph, nodes, difference, [0, site.shape[site.axis], -1], [0, 2])
+
+
+def _mean(graph: Graph, nodes: list[NodeProto], value: str, shape: list[int], axes: list[int]) -> str:
+    """Append the mean of `value`, reshaped to `shape`, over `axes`; returns its name."""
+    flat, mean = (graph.unused_name(f"{value}_shift_{what}") for what in ("flat", "mean"))
+    to, over = (graph.add_initializer(f"{value}_shift_ints", np.array(ints)) for ints in (shape, axes))
+    nodes.append(helper.make_node("Reshape", [value, to], [flat], name=flat))
     nodes.append(helper.make_node("ReduceMean", [flat, over], [mean], name=mean, keepdims=0))
     return mean
