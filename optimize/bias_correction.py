@@ -60,14 +60,14 @@ def mean_shifts(
     totals: dict[str, Floats] = dict.fromkeys(watched, np.zeros(1, np.float32))
     sizes: list[int] = []
     for values in watch(graph.rebuilt(nodes), watched, _sized(batches, sizes)):
-        totals = {value: totals[value] + values[value] * sizes[-1] for value in watched}
-    means = {value: total / sum(sizes) for value, total in totals.items()}
+        totals = {value: totals[value] + values[value] * np.float32(sizes[-1]) for value in watched}
+    means = {value: total / np.float32(sum(sizes)) for value, total in totals.items()}
     shifts = {name: means[value] for name, value in lost.items()}
     for site in measured.values():
         if site.activation is not None and site.op != "Conv":
             exact, rounded = means[rows[site.activation]], means[rows[quantized[site.activation]]]  # [K]
             shifts[site.node] = _product_shift(graph, site, exact, rounded)
-    return {name: shift.astype(np.float32) for name, shift in shifts.items()}
+    return shifts
 
 
 def _product_shift(graph: Graph, site: Site, exact: Floats, rounded: Floats) -> Floats:
