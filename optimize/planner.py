@@ -39,10 +39,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A part with some blocks in INT8 and FP16 around them."""
+    """What a part costs with some blocks in INT8; its ONNX is made again where it is wanted, since many are compiled."""
 
     int8: frozenset[str]  # names of its INT8 blocks
-    model: bytes  # ONNX
     cost: Cost
 
 
@@ -97,8 +96,7 @@ class Forms:
         """The form with these blocks in INT8, compiled."""
         key = frozenset(int8)
         if key not in self.made:
-            model = self.model(key)
-            self.made[key] = Form(key, model, self._cost_of(model))
+            self.made[key] = Form(key, self._cost_of(self.model(key)))
         return self.made[key]
 
     def cheapest(self) -> Form:

@@ -96,7 +96,7 @@ def test_a_block_that_is_cheaper_in_int8_is_taken_and_a_dearer_one_is_not(text: 
     assert best.int8 == {QKV, DOWN, ATTENTION}  # an attention, FP16 at first, is taken where it pays
     assert best.cost == Cost(KERNELS - 36, 0)
     assert forms.best is best
-    assert int8_nodes(best.model) == set().union(*(MadeUp(text, {}).nodes[name] for name in best.int8))
+    assert int8_nodes(forms.model(best.int8)) == set().union(*(MadeUp(text, {}).nodes[name] for name in best.int8))
 
 
 def test_a_convolution_is_taken_where_it_pays(image: Calibrated) -> None:
@@ -119,7 +119,7 @@ def test_blocks_that_pay_only_together_are_found_from_the_default(text: Calibrat
 def test_fp16_is_the_form_where_no_int8_pays(text: Calibrated) -> None:
     forms = forms_of(text, MadeUp(text, {}))
     assert forms.cheapest().int8 == frozenset()
-    assert int8_nodes(forms.cheapest().model) == set()
+    assert int8_nodes(forms.model(forms.cheapest().int8)) == set()
 
 
 @pytest.mark.parametrize(("saved", "worth"), [(1, False), (3, True)])
