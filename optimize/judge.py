@@ -74,18 +74,19 @@ class Judge:
         self._answered: dict[tuple[str, ...], dict[str, Answered]] = {}  # choice -> subset -> who is right
 
     def add(self, part: str, candidates: Sequence[Candidate]) -> None:
-        """Take the candidates of a part; an encoder runs over all examples now, decoding each file once."""
-        sessions = {c.precision: open_session(c.model, exact_qdq=c.exact_qdq) for c in candidates}
-        if part == HEAD:
-            self._heads.update({p: OpenParts({HEAD: partial(run_session, s)}) for p, s in sessions.items()})
-            return
-        tokens: dict[str, list[Floats]] = {precision: [] for precision in sessions}
-        for batch in self._samples[part].batches(ENCODER_BATCH):
-            for precision, session in sessions.items():
-                tokens[precision].append(session.run([token_tensor(part)], batch)[0])
-        for precision, chunks in tokens.items():
-            if chunks:
-                self._tokens[part, precision] = np.concatenate(chunks)
+        """Take the candidates of a part; an encoder runs over all examples now.
+
+        One session is open at a time: that of a large text encoder holds several times its file.
+        """
+        for candidate in candidates:
+            session = open_session(candidate.model, exact_qdq=candidate.exact_qdq)
+            if part == HEAD:
+                self._heads[candidate.precision] = OpenParts({HEAD: partial(run_session, session)})
+                continue
+            batches = self._samples[part].batches(ENCODER_BATCH)
+            tokens = [session.run([token_tensor(part)], batch)[0] for batch in batches]
+            if tokens:
+                self._tokens[part, candidate.precision] = np.concatenate(tokens)
 
     def verdict(self, choice: Mapping[str, str]) -> Verdict:
         """Compare a choice, part -> precision, with the reference.

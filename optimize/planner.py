@@ -39,7 +39,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a part costs with some blocks in INT8; its ONNX is made again where it is wanted, since many are compiled."""
+    """What a part costs with some blocks in INT8. Many are compiled, so its ONNX is made again where it is wanted."""
 
     int8: frozenset[str]  # names of its INT8 blocks
     cost: Cost
