@@ -62,38 +62,29 @@ def latency_plot(distribution_ms: Mapping[str, Sequence[float]]) -> str:
 
 
 def stage_plot(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Where the mean time goes: text is encoded beside the other sensors, and the last bar is the total."""
+    """Where the mean time goes: each stage begins where the one before it ends, and the last bar is the total."""
     names = list(next(iter(stages.values())))
     height = 0.8 / len(stages)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _canvas(1.2 + 0.42 * len(names))
         longest = max(summary["total"]["mean_ms"] for summary in stages.values())
         for place, (part_set, summary) in enumerate(stages.items()):
-            begins = _begins({stage: told["mean_ms"] for stage, told in summary.items()})
+            begin = 0.0
             for row, stage in enumerate(names):
-                begin, length = begins[stage], summary[stage]["mean_ms"]
+                length = summary[stage]["mean_ms"]
+                begin = 0.0 if stage == "total" else begin
                 y = row + (place - (len(stages) - 1) / 2) * height
                 label = part_set if row == 0 else None
                 axes.barh(y, length, height * 0.86, left=begin, color=SERIES[part_set], label=label)
                 axes.text(begin + length + 0.012 * longest, y, f"{length:.2f}", va="center", fontsize=10)
+                begin += length
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.14 * longest)
         axes.set_xlabel("mean milliseconds")
         _legend(figure)
-        return _svg(figure, "stages", "Mean time of each stage, per part set, up to the total")
-
-
-def _begins(means_ms: Mapping[str, float]) -> dict[str, float]:
-    """When each stage begins: text with the first encoder, the head as long before the end as it takes."""
-    begins: dict[str, float] = {}
-    end = 0.0
-    for stage, mean_ms in means_ms.items():
-        begins[stage] = end
-        end += mean_ms
-    begins["text"] = means_ms["decode"] + means_ms["preprocess"]
-    return {**begins, "head": means_ms["total"] - means_ms["head"], "total": 0.0}
+        return _svg(figure, "stages", "Mean time of each stage, per part set, one after the other up to the total")
 
 
 def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

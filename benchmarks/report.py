@@ -56,7 +56,7 @@ def _latency(report: Report) -> str:
 
 def _stages(report: Report) -> str:
     shown = {part_set: report["stages"][part_set] for part_set in _speed_sets(report)}
-    note = "Means. Text is encoded beside the picture and the sound, so the stages add up to more than the total."
+    note = "Means, because they add up: each stage begins where the one before it ends, and all of them are the total."
     return markup.block("Where the time goes", markup.figure(plots.stage_plot(shown), note))
 
 

@@ -67,6 +67,9 @@ def _cut_positions(rewrite: Rewrite, nodes: Sequence[NodeProto], count: str, len
 def _takes_any_length(rewrite: Rewrite, node: NodeProto) -> bool:
     if node.op_type == "ReduceSum":  # over the words
         return _is_zero_at_padding(rewrite, node.input[0])
+    if node.op_type == "Slice":  # of columns, as those of Q, K and V in one product
+        axes = rewrite.constant(node.input[3]) if len(node.input) > 3 else None
+        return axes is not None and axes.tolist() == [2]
     return node.op_type in ANY_LENGTH
 
 

@@ -14,10 +14,9 @@ Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> 
 
 
 class Backend(Protocol):
-    """Runs parts; the predictor decides which are needed."""
+    """Runs one part at a time; the predictor decides which parts are needed."""
 
     name: str
-    concurrent: bool  # whether different parts may run at the same time, from different threads
 
     def load(self, part: str) -> None:
         """Make `part` ready, so that its first `run` takes no longer than the others; once is enough."""
@@ -46,7 +45,6 @@ class OpenParts:
     """
 
     name = "open parts"
-    concurrent = False
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners

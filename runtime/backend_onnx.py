@@ -74,8 +74,6 @@ class OnnxBackend:
         threads: threads inside one operator; 0 takes every core.
     """
 
-    concurrent = True
-
     def __init__(self, bundle: Bundle, part_set: str | None = None, threads: int = 0) -> None:
         self.part_set = part_set or ("cpu" if "cpu" in bundle.info.parts else "fp32")
         self.name = f"onnxruntime:{self.part_set}"

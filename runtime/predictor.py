@@ -5,8 +5,7 @@ The predictor decides which parts run; it knows nothing of files (bundle.py), de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -34,7 +33,7 @@ class Answer:
     label: str  # the best label
     confidence: float  # softmax of its logit, 0..1
     weights: dict[str, float]  # modality -> what it weighed in the fusion, 0 where missing
-    stages_ms: dict[str, float]  # decode, preprocess, each part that ran, total; encoders may have run side by side
+    stages_ms: dict[str, float]  # decode, preprocess, each part that ran, total
 
 
 class Predictor:
@@ -44,7 +43,6 @@ class Predictor:
         self.info = bundle.info
         self.preprocessor = Preprocessor(bundle)
         self._backend = backend
-        self._lane = ThreadPoolExecutor(1, "encoders")  # its thread starts with the first work
 
     def predict(self, *, image: Image | None = None, audio: Audio | None = None, text: str | None = None) -> Answer:
         """The answer to one picture, sound and text, any of which may be missing.
@@ -66,8 +64,10 @@ class Predictor:
         laps.end("decode")
         inputs = {modality: self.preprocessor.prepare(modality, value) for modality, value in decoded.items()}
         laps.end("preprocess")
-        tokens, took_ms = self.encode_all(inputs)
-        laps.add(took_ms)
+        tokens = {}
+        for modality, tensors in inputs.items():
+            tokens[modality] = self.encode(modality, tensors)  # [1, N, D]
+            laps.end(modality)
         presence = np.array([[modality in given for modality in self.info.modalities]], np.float32)  # [1, M]
         logits, weights = self.fuse(tokens, presence)
         laps.end(HEAD)
@@ -78,30 +78,6 @@ class Predictor:
             weights=dict(zip(self.info.modalities, weights[0].tolist(), strict=True)),
             stages_ms=laps.finish(),
         )
-
-    def encode_all(self, inputs: Mapping[str, Tensors]) -> tuple[dict[str, Floats], dict[str, float]]:
-        """The tokens [B, N, D] of each modality given, and the milliseconds that each took.
-
-        Where the backend can, text runs on this thread while the others run in a row on another: an encoder at batch 1
-        gains little from a second core, and the text's takes about as long as the others together.
-        """
-        beside = [modality for modality in inputs if modality != "text"]
-        if not self._backend.concurrent or len(beside) == len(inputs) or not beside:
-            return self._in_a_row(inputs, tuple(inputs))
-        others = self._lane.submit(self._in_a_row, inputs, beside)
-        text, text_ms = self._in_a_row(inputs, ["text"])
-        tokens, took_ms = others.result()
-        return {**tokens, **text}, {**took_ms, **text_ms}
-
-    def _in_a_row(
-        self, inputs: Mapping[str, Tensors], modalities: Sequence[str]
-    ) -> tuple[dict[str, Floats], dict[str, float]]:
-        tokens, took_ms = {}, {}
-        for modality in modalities:
-            started = perf_counter()
-            tokens[modality] = self.encode(modality, inputs[modality])
-            took_ms[modality] = (perf_counter() - started) * 1e3
-        return tokens, took_ms
 
     def encode(self, modality: str, inputs: Tensors) -> Floats:
         """The tokens [B, N, D] of one modality's sensor tensors (see SENSOR_TENSORS), batch first."""
@@ -158,11 +134,6 @@ class _Laps:
         now = perf_counter()
         self._stages_ms[stage] = (now - self._last) * 1e3
         self._last = now
-
-    def add(self, stages_ms: Mapping[str, float]) -> None:
-        """Stages that kept their own time; the next one starts now."""
-        self._stages_ms.update(stages_ms)
-        self._last = perf_counter()
 
     def finish(self) -> dict[str, float]:
         return {**self._stages_ms, "total": (self._last - self._start) * 1e3}

@@ -66,3 +66,19 @@ UNMASKED = [text_part(pool, masked=False) for pool in ("mean", "all")]
 @pytest.mark.parametrize("model", [*UNMASKED, *PARTS.values()])
 def test_padding_that_has_a_say_stays(model: bytes) -> None:
     assert "ReduceMax" not in operators(fused(model))
+
+
+@pytest.mark.parametrize(("axis", "is_cut"), [(2, True), (1, False)])
+def test_columns_of_a_merged_product_may_be_taken_apart_but_words_may_not(axis: int, is_cut: bool) -> None:
+    net = Net(6)
+    words = net.add("Gather", net.weight(len(VOCABULARY), DIM), "input_ids")  # [B, L, D]
+    half = DIM // 2 if axis == 2 else LENGTH // 2
+    first = net.add("Slice", words, np.array([0]), np.array([half]), np.array([axis]))
+    second = net.add("Slice", words, np.array([half]), np.array([2 * half]), np.array([axis]))
+    joined = net.add("Add", first, second)  # [B, L, D / 2], or [B, L / 2, D]
+    real = net.add("Unsqueeze", net.add("Cast", "attention_mask", to=TensorProto.FLOAT), np.array([2]))  # [B, L, 1]
+    real = real if axis == 2 else net.add("Slice", real, np.array([0]), np.array([half]), np.array([1]))
+    inputs = {name: (int(TensorProto.INT32), [LENGTH]) for name in ("input_ids", "attention_mask")}
+    model = net.model(inputs, {"text_tokens": net.add("Mul", joined, real)})
+
+    assert ("ReduceMax" in operators(fused(model))) == is_cut

@@ -53,21 +53,7 @@ def test_stages_are_timed_for_the_parts_that_ran(predictor, tiny):
 
     assert list(stages) == ["decode", "preprocess", "image", "text", "head", "total"]
     assert all(time_ms >= 0 for time_ms in stages.values())
-    one_after_the_other = ("decode", "preprocess", "text", "head")  # the picture's encoder ran beside the text's
-    assert stages["total"] >= sum(stages[stage] for stage in one_after_the_other)
-
-
-def test_encoders_side_by_side_give_what_one_after_the_other_give(predictor, tiny):
-    def prepared(modality, value):
-        return predictor.preprocessor.prepare(modality, predictor.preprocessor.decode(modality, value))
-
-    inputs = {"image": prepared("image", tiny.media / "red.png"), "text": prepared("text", "red")}
-
-    tokens, took_ms = predictor.encode_all(inputs)
-
-    assert list(took_ms) == ["image", "text"]
-    for modality, tensors in inputs.items():
-        np.testing.assert_array_equal(tokens[modality], predictor.encode(modality, tensors))
+    assert stages["total"] == pytest.approx(sum(stages.values()) - stages["total"])
 
 
 def test_loading_is_not_counted_as_work(tiny):
