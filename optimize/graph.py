@@ -58,7 +58,6 @@ class Graph:
             value.name: tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
-        self._shapes.update({name: tuple(tensor.dims) for name, tensor in self.initializers.items()})
         self._names = {*self.types, *self.producers, *(node.name for node in self.nodes)}
         seen: set[str] = set()
         for node in self.nodes:  # nodes are found by name, which ONNX lets be empty or shared
@@ -81,6 +80,8 @@ class Graph:
 
     def shape(self, value: str) -> tuple[int, ...]:
         """Shape of `value` at batch 1: a size that is free counts as 1; () where it is not known."""
+        if value in self.initializers:
+            return tuple(self.initializers[value].dims)
         return self._shapes.get(value, ())
 
     def size_bytes(self, value: str) -> int:

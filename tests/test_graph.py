@@ -109,6 +109,27 @@ def test_types_are_those_of_onnx() -> None:
     assert (FLOAT, FLOAT16) == (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
+def test_shapes_are_those_at_batch_1_and_unknown_ones_empty() -> None:
+    inputs = inputs_of("text", batch=1)
+    graph = Graph(PARTS["text"])
+    names = ["embedding", "scores", "mixed", *graph.outputs]
+    proto = onnx.load_model_from_string(PARTS["text"])
+    proto.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, None) for name in names[:-1])
+    found = dict(zip([*graph.outputs, *names[:-1]], outputs(proto.SerializeToString(), inputs), strict=True))
+    assert {name: graph.shape(name) for name in names} == {name: found[name].shape for name in names}
+    assert {name: graph.size_bytes(name) for name in names} == {name: found[name].nbytes for name in names}
+    assert all(graph.shape(name) == graph.array(name).shape for name in graph.initializers)
+    assert graph.shape("nothing of this name") == ()
+
+
+def test_bytes_are_those_of_the_type() -> None:
+    graph = Graph(PARTS["image"])
+    sizes = {kind: graph.size_bytes(graph.add_initializer("few", np.zeros(3, kind))) for kind in (np.int8, np.float16)}
+    assert graph.size_bytes("image") == inputs_of("image", batch=1)["image"].nbytes  # uint8
+    assert graph.size_bytes("pixels") == 4 * graph.size_bytes("image")
+    assert sizes == {np.int8: 3, np.float16: 6}
+
+
 def test_what_a_draft_gets_the_graph_does_not() -> None:
     graph = Graph(PARTS["text"])
     before, draft = set(graph.initializers), graph.draft()

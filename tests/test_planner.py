@@ -128,6 +128,11 @@ def test_a_saving_of_a_thousandth_is_not_worth_int8(text: Calibrated, saved: int
     assert best.int8 == ({OUT} if worth else frozenset())
 
 
+def test_a_block_is_not_switched_for_a_thousandth(text: Calibrated) -> None:
+    best = forms_of(text, MadeUp(text, {QKV: -50, ATTENTION: -1, OUT: 1})).cheapest()
+    assert best.int8 == {QKV, OUT}  # an attention begins in FP16, a product in INT8
+
+
 def test_a_form_is_compiled_once(text: Calibrated) -> None:
     made_up = MadeUp(text, {QKV: -20})
     forms = forms_of(text, made_up)
