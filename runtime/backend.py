@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ class Backend(Protocol):
         """Run `part` ("image", "audio", "text" or "head") on named tensors, batch first; returns its outputs."""
         ...
 
+    def pipeline(self) -> Pipeline:
+        """The parts chained for one stream of decisions; loads every part."""
+        ...
+
     def close(self) -> None:
         """Free the device; calling it twice is fine."""
         ...
@@ -35,6 +39,35 @@ class Backend(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Outcome(NamedTuple):
+    """What one run of a pipeline gave; the arrays are its own and change with the next run."""
+
+    logits: NDArray[np.float32]  # [C]
+    weights: NDArray[np.float32]  # [M], 0 where missing
+    stages_ms: dict[str, float]  # each part that ran -> its time
+
+
+class Pipeline(Protocol):
+    """Encoders and head chained for one stream of decisions: what an encoder gives stays where the head reads it.
+
+    A pipeline belongs to the thread that made it, allocates nothing after its first run of each part, and is closed
+    with its backend.
+    """
+
+    def run(self, fresh: Mapping[str, Tensors], presence: NDArray[np.float32]) -> Outcome:
+        """Encode what is new, keep the tokens of the rest, fuse.
+
+        Args:
+            fresh: modality -> its sensor tensors (see SENSOR_TENSORS), batch of one; read before this returns, so they
+                may be written again afterwards. A modality that is left out keeps the tokens of its last run.
+            presence: [1, M], 1 where the modality counts; one that was never encoded must be 0.
+
+        Raises:
+            BackendError: the device or the runtime failed; this pipeline cannot be used any more.
+        """
+        ...
 
 
 class OpenParts:

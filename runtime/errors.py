@@ -6,6 +6,8 @@ EdgefuseError
 ├── MediaError         a picture or a sound that cannot be decoded
 ├── BundleError        a bundle that is missing, altered, incomplete or newer than this code
 ├── EngineError        a compile that failed, or an engine that does not fit what is asked of it
+├── BackendError       a device or a runtime that fails while it runs
+├── SensorError        a camera, microphone or text source that cannot be opened, or stopped
 ├── GateError          a model that lost more accuracy than its gate allows
 └── MissingExtraError  a package of an optional extra is not installed
 
@@ -36,6 +38,14 @@ class BundleError(EdgefuseError, ValueError):
 
 class EngineError(EdgefuseError, RuntimeError):
     """A TensorRT compile that failed, or an engine that does not fit the model or the machine."""
+
+
+class BackendError(EdgefuseError, RuntimeError):
+    """A device or a runtime that failed while it ran; open the backend again."""
+
+
+class SensorError(EdgefuseError, OSError):
+    """A camera, microphone or text source that cannot be opened, or that stopped giving."""
 
 
 class GateError(EdgefuseError, RuntimeError):

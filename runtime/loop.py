@@ -1,0 +1,218 @@
+"""The loop: what is new is encoded, what is kept is fused, what is too old does not count; one decision each time.
+
+It knows nothing of cameras and microphones (sensors leave their readings in the mailbox) or of what becomes of a
+decision. It owns the backend: only the thread that iterates touches it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+
+import numpy as np
+
+from edgefuse.runtime.backend import Backend, Outcome, Pipeline, Tensors
+from edgefuse.runtime.bundle import BundleInfo
+from edgefuse.runtime.decision import Decision, Notice
+from edgefuse.runtime.errors import BackendError
+from edgefuse.runtime.mailbox import Mailbox
+from edgefuse.runtime.predictor import softmax
+
+LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
+RETRY_MS = (100.0, 1000.0)  # first and longest wait before a backend that failed is opened again
+LOOK_AROUND_S = 0.5  # longest sleep, so that a stop is noticed
+
+
+class Loop:
+    """Decisions from whatever the mailbox holds.
+
+    Args:
+        info: the contract of the bundle.
+        open_backend: opens a backend; called in the thread that iterates, again after a failure.
+        mailbox: where the sensors leave their readings.
+        limits_ms: modality -> the age from which its reading does not count; None for never.
+        clock: nanoseconds, as time.monotonic_ns; a replay brings its own.
+        on_notice: is told once when something fails and once when it works again.
+    """
+
+    def __init__(
+        self,
+        info: BundleInfo,
+        open_backend: Callable[[], Backend],
+        mailbox: Mailbox,
+        *,
+        limits_ms: Mapping[str, float | None] = LIMITS_MS,
+        clock: Callable[[], int] = time.monotonic_ns,
+        on_notice: Callable[[Notice], None] = lambda notice: None,
+    ) -> None:
+        self._info = info
+        self._open_backend = open_backend
+        self._mailbox = mailbox
+        self._clock = clock
+        self._on_notice = on_notice
+        limits = ((m, limits_ms.get(m, LIMITS_MS[m])) for m in info.modalities)
+        self._limit_ns = {m: None if limit is None else int(limit * 1e6) for m, limit in limits}
+        self._held: dict[str, Tensors] = {}  # the reading that each modality stands on
+        self._t_ns: dict[str, int] = {}  # when it was captured
+        self._waiting: dict[str, Tensors] = {}  # of these, what the backend has not encoded yet
+        self._presence = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
+        self._counted: dict[str, bool] = dict.fromkeys(info.modalities, False)  # in the last decision
+        self._backend: Backend | None = None
+        self._pipeline: Pipeline | None = None
+        self._failures = 0  # of the backend, in a row
+        self._retry_ns = 0
+        self._is_blind = False
+
+    def open(self) -> None:
+        """Open the backend; `step` does it where this was not called.
+
+        Raises:
+            EdgefuseError: it cannot be opened at all; later failures are notices.
+        """
+        backend = self._open_backend()
+        try:
+            self._pipeline = backend.pipeline()
+        except BaseException:
+            backend.close()
+            raise
+        self._backend = backend
+
+    def decisions(self, stop: threading.Event) -> Iterator[Decision]:
+        """A decision whenever a sensor has something new, or stops to count; ends after `stop` is set."""
+        while not stop.is_set():
+            decision = self.step()
+            if decision is not None:
+                yield decision
+            else:
+                self._mailbox.wait(self._sleep_s())
+
+    def step(self) -> Decision | None:
+        """One decision, or None where nothing changed, no sensor gives anything, or the backend is down."""
+        started_ns = self._clock()
+        self._take_readings()
+        counts = {m: self._counts(m, started_ns) for m in self._info.modalities}
+        fresh = {m: tensors for m, tensors in self._waiting.items() if counts[m]}
+        if not fresh and counts == self._counted:
+            return None
+        if not any(counts.values()):
+            self._counted = counts
+            self._say_blind(True)
+            return None
+        if self._pipeline is None and not self._open_again(started_ns):
+            return None
+        self._presence[0] = [counts[m] for m in self._info.modalities]
+        outcome = self._run(fresh)
+        if outcome is None:
+            return None
+        for modality in fresh:
+            del self._waiting[modality]
+        self._counted = counts
+        self._say_blind(False)
+        return self._decision(outcome, counts, started_ns)
+
+    def close(self) -> None:
+        """Free the backend; calling it twice is fine."""
+        self._pipeline = None
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take_readings(self) -> None:
+        for modality in self._info.modalities:
+            if self._mailbox.take_clear(modality):
+                self._forget(modality)
+            reading = self._mailbox.take(modality)
+            if reading is not None:
+                self._held[modality] = self._waiting[modality] = reading.tensors
+                self._t_ns[modality] = reading.t_ns
+
+    def _forget(self, modality: str) -> None:
+        for known in (self._held, self._waiting, self._t_ns):
+            known.pop(modality, None)  # type: ignore[attr-defined]
+
+    def _counts(self, modality: str, now_ns: int) -> bool:
+        limit_ns, t_ns = self._limit_ns[modality], self._t_ns.get(modality)
+        return t_ns is not None and (limit_ns is None or now_ns - t_ns <= limit_ns)
+
+    def _run(self, fresh: Mapping[str, Tensors]) -> Outcome | None:
+        assert self._pipeline is not None
+        try:
+            outcome = self._pipeline.run(fresh, self._presence)
+        except BackendError as error:
+            self._fail(error)
+            return None
+        if self._failures:
+            self._failures = 0
+            self._say("backend", True, "the backend works again")
+        return outcome
+
+    def _fail(self, error: Exception) -> None:
+        """Give the backend up and encode everything anew with the next one."""
+        with contextlib.suppress(BackendError):
+            self.close()
+        self._backend = self._pipeline = None
+        self._waiting = dict(self._held)
+        if not self._failures:
+            self._say("backend", False, f"the backend failed ({error}); it is opened again")
+        first, longest = RETRY_MS
+        self._retry_ns = self._clock() + int(min(first * 2 ** min(self._failures, 10), longest) * 1e6)
+        self._failures += 1
+
+    def _open_again(self, now_ns: int) -> bool:
+        if self._failures and now_ns < self._retry_ns:
+            return False
+        try:
+            self.open()
+        except BackendError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _decision(self, outcome: Outcome, counts: dict[str, bool], started_ns: int) -> Decision:
+        probabilities = softmax(outcome.logits)  # [C]
+        best = int(probabilities.argmax())
+        now_ns = self._clock()
+        age_ms = {m: (now_ns - self._t_ns[m]) / 1e6 for m, is_there in counts.items() if is_there}
+        return Decision(
+            t_ms=now_ns / 1e6,
+            label=self._info.labels[best],
+            confidence=float(probabilities[best]),
+            weights=dict(zip(self._info.modalities, outcome.weights.tolist(), strict=True)),
+            presence=counts,
+            age_ms=age_ms,
+            skew_ms=max(age_ms.values()) - min(age_ms.values()),
+            stages_ms={**outcome.stages_ms, "total": (now_ns - started_ns) / 1e6},
+            dropped=dict(self._mailbox.dropped),
+            probabilities=probabilities,
+        )
+
+    def _sleep_s(self) -> float:
+        """Until the next reading becomes too old, or the backend may be tried again."""
+        now_ns = self._clock()
+        moments = [
+            self._t_ns[m] + limit_ns + 1
+            for m, limit_ns in self._limit_ns.items()
+            if limit_ns is not None and self._counted[m]
+        ]
+        if self._failures:
+            moments.append(self._retry_ns)
+        return max(0.0, min([LOOK_AROUND_S, *((moment - now_ns) / 1e9 for moment in moments)]))
+
+    def _say_blind(self, is_blind: bool) -> None:
+        if is_blind != self._is_blind:
+            self._is_blind = is_blind
+            self._say("loop", not is_blind, "no sensor gives anything" if is_blind else "a sensor gives again")
+
+    def _say(self, about: str, is_well: bool, message: str) -> None:
+        self._on_notice(Notice(self._clock() / 1e6, about, is_well, message))
