@@ -16,6 +16,7 @@ import soxr
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as _WordPiece
 
+from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE, Bundle
 from edgefuse.runtime.errors import BundleError, MediaError
 from edgefuse.runtime.media import Pcm, Pixels, decode_audio, decode_image, read_media
@@ -38,9 +39,16 @@ def fit_image(pixels: Pixels, height: int, width: int) -> Pixels:
     """Stretch uint8 RGB [H, W, 3] to [height, width, 3]: area average when shrinking, bilinear when enlarging."""
     if pixels.shape[:2] == (height, width):
         return pixels
+    fitted = np.empty((height, width, 3), np.uint8)
+    fill_image(pixels, fitted)
+    return fitted
+
+
+def fill_image(pixels: Pixels, into: Pixels) -> None:
+    """As `fit_image`, written into [height, width, 3]; the order of the channels does not matter."""
+    height, width = into.shape[:2]
     shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
-    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, np.uint8)
+    cv2.resize(pixels, (width, height), dst=into, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def load_audio(path: str | Path, sample_rate: int, samples: int) -> Pcm:
@@ -55,8 +63,11 @@ def load_audio(path: str | Path, sample_rate: int, samples: int) -> Pcm:
 
 def to_rate(pcm: Pcm, rate: int, sample_rate: int) -> Pcm:
     """Resample mono PCM [T] from `rate` to `sample_rate` Hz (soxr, high quality) and keep it in [-1, 1]."""
-    resampled = pcm if rate == sample_rate else soxr.resample(pcm, rate, sample_rate)
-    return np.clip(resampled, -1.0, 1.0).astype(np.float32, copy=False)
+    return np.clip(_resampled(pcm, rate, sample_rate), -1.0, 1.0).astype(np.float32, copy=False)
+
+
+def _resampled(pcm: Pcm, rate: int, sample_rate: int) -> Pcm:
+    return pcm if rate == sample_rate else np.asarray(soxr.resample(pcm, rate, sample_rate), np.float32)
 
 
 def fit_audio(pcm: Pcm, samples: int) -> Pcm:
@@ -64,6 +75,13 @@ def fit_audio(pcm: Pcm, samples: int) -> Pcm:
     if len(pcm) >= samples:
         return np.ascontiguousarray(pcm[:samples])
     return np.pad(pcm, (0, samples - len(pcm)))
+
+
+def fill_audio(pcm: Pcm, into: Pcm) -> None:
+    """As `fit_audio`, written into [samples] and kept in [-1, 1]."""
+    kept = min(len(pcm), len(into))
+    np.clip(pcm[:kept], -1.0, 1.0, out=into[:kept])
+    into[kept:] = 0.0
 
 
 class Tokenizer:
@@ -137,19 +155,41 @@ class Preprocessor:
             return _checked_pcm(value), self._info.audio.sample_rate
         if modality == "text" and self._info.text is not None:
             return _checked_text(value)
-        raise MediaError(f"this model has no {modality} encoder; it takes: {', '.join(self._info.modalities)}")
+        raise self._unknown(modality)
 
     def prepare(self, modality: str, decoded: Any) -> dict[str, NDArray[Any]]:
         """Fit what `decode` returned to the model: the tensors of the modality's part, with a batch of one."""
-        tensors: Sequence[NDArray[Any]] = ()
+        tensors = self.empty(modality)
+        self.fill(modality, decoded, tensors)
+        return tensors
+
+    def empty(self, modality: str) -> dict[str, NDArray[Any]]:
+        """Zeros in the shapes and types that the modality's part takes, with a batch of one, for `fill`.
+
+        Raises:
+            MediaError: the model lacks the modality.
+        """
         if modality == "image" and (image := self._info.image):
-            tensors = (fit_image(decoded, image.height, image.width)[None],)  # [1, H, W, 3]
+            return {"image": np.zeros((1, image.height, image.width, 3), np.uint8)}  # [1, H, W, 3]
+        if modality == "audio" and (audio := self._info.audio):
+            return {"audio": np.zeros((1, audio.samples), np.float32)}  # [1, T]
+        if modality == "text" and (text := self._info.text):
+            return {name: np.zeros((1, text.max_tokens), np.int32) for name in SENSOR_TENSORS["text"]}  # [1, L] each
+        raise self._unknown(modality)
+
+    def fill(self, modality: str, decoded: Any, tensors: Tensors) -> None:
+        """As `prepare`, written into tensors of `empty`: pictures and sound at the model's rate need no new array."""
+        if modality == "image":
+            fill_image(decoded, tensors["image"][0])
         elif modality == "audio" and (audio := self._info.audio):
             pcm, rate = decoded
-            tensors = (fit_audio(to_rate(pcm, rate, audio.sample_rate), audio.samples)[None],)  # [1, T]
+            fill_audio(_resampled(pcm, rate, audio.sample_rate), tensors["audio"][0])
         elif self._tokenizer:
-            tensors = self._tokenizer.encode([decoded])  # [1, L] each
-        return dict(zip(SENSOR_TENSORS[modality], tensors, strict=True))
+            for name, values in zip(SENSOR_TENSORS[modality], self._tokenizer.encode([decoded]), strict=True):
+                tensors[name][:] = values  # [1, L]
+
+    def _unknown(self, modality: str) -> MediaError:
+        return MediaError(f"this model has no {modality} encoder; it takes: {', '.join(self._info.modalities)}")
 
 
 def _checked_pixels(value: Any) -> Pixels:

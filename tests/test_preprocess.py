@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as WordPiece
 from tokenizers import models, pre_tokenizers
 
-from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.bundle import AudioSpec, Bundle, ImageSpec
 from edgefuse.runtime.errors import BundleError, MediaError
 from edgefuse.runtime.preprocess import Preprocessor, Tokenizer, fit_audio, fit_image, load_audio, load_image, to_rate
 
@@ -158,3 +160,55 @@ def test_each_sensor_becomes_the_tensors_of_its_part(tiny):
         "input_ids": ("int32", (1, 4)),
         "attention_mask": ("int32", (1, 4)),
     }
+
+
+def test_filling_gives_the_numbers_of_preparing_whatever_was_there_before(tiny):
+    """Prepared by the functions that training uses, since `prepare` itself fills."""
+    preprocessor = Preprocessor(Bundle.open(tiny.bundle))
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 256, size, np.uint8) for size in ((50, 31, 3), (8, 8, 3), (3, 5, 3), (16, 4, 3))]
+    sounds = [(random.uniform(-1.2, 1.2, n).astype(np.float32), rate) for n, rate in ((90, RATE), (900, 48000))]
+    expected: list[tuple[str, object, list[np.ndarray]]] = [
+        *(("image", pixels, [fit_image(pixels, 8, 8)]) for pixels in pictures),
+        *(("audio", sound, [fit_audio(to_rate(*sound, RATE), 160)]) for sound in sounds),
+        ("text", "red blue", [np.array([4, 2, 0, 0]), np.array([1, 1, 0, 0])]),
+    ]
+    for modality, decoded, arrays in expected:
+        tensors = preprocessor.empty(modality)
+        addresses = [array.ctypes.data for array in tensors.values()]
+        for array in tensors.values():
+            array[:] = 99
+
+        preprocessor.fill(modality, decoded, tensors)
+
+        assert [array.ctypes.data for array in tensors.values()] == addresses
+        for found, wanted in zip(tensors.values(), arrays, strict=True):
+            np.testing.assert_array_equal(found, wanted[None])
+
+
+def test_filling_a_picture_and_a_sound_makes_no_new_array(tiny):
+    sizes = {"image": ImageSpec(height=120, width=160), "audio": AudioSpec(sample_rate=RATE, samples=RATE)}
+    bundle = Bundle.open(tiny.bundle)
+    preprocessor = Preprocessor(Bundle(bundle.folder, bundle.info.model_copy(update=sizes)))
+    image, audio = np.zeros((8, 480, 640, 3), np.uint8), np.zeros((8, RATE), np.float32)
+    tensors = {modality: preprocessor.empty(modality) for modality in ("image", "audio")}
+
+    def fill_all():
+        for pixels, pcm in zip(image, audio, strict=True):
+            preprocessor.fill("image", pixels, tensors["image"])
+            preprocessor.fill("audio", (pcm, RATE), tensors["audio"])
+
+    fill_all()
+    tracemalloc.start()
+    fill_all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < 4096  # views and numbers; a fitted picture has 58 kB, a sound 64 kB
+
+
+def test_a_sensor_that_the_model_lacks_has_no_tensors(tiny_copy):
+    info = tiny_copy.info.model_copy(update={"text": None})
+
+    with pytest.raises(MediaError, match="this model has no text encoder; it takes: image, audio"):
+        Preprocessor(Bundle(tiny_copy.folder, info)).empty("text")
