@@ -202,14 +202,23 @@ def _precision(name: str) -> str:
 
 
 def _plan(made: Mapping[str, Made], trt: Settled) -> dict[str, Any]:
-    """What each block is and why, and what the forms of each part cost and keep, the cheapest first."""
+    """What each block is and why, and what the forms of each part cost and keep, the cheapest first.
+
+    Of the forms that were compiled, those that touch no less memory than a cheaper one are left out, but never the
+    chosen one, all FP16, or one whose accuracy was measured.
+    """
     blocks = [{"part": part, **row} for part, forms in made.items() for row in forms.trt.reasons(trt.choice[part])]
     rows = []
     for part, forms in made.items():
         kept = {forms.trt.blocks(name): share for (of, name), share in trt.alone.items() if of == part}
         chosen = forms.trt.blocks(trt.choice[part])
         compiled = forms.trt.forms.made.values() if forms.trt.forms else ()
+        least_bytes = float("inf")
         for form in sorted(compiled, key=lambda form: form.cost.us):
+            told = form.int8 in ({chosen, frozenset[str]()} | kept.keys())
+            if form.cost.bytes_touched >= least_bytes and not told:
+                continue
+            least_bytes = min(least_bytes, form.cost.bytes_touched)
             rows.append(
                 {
                     "part": part,
