@@ -44,7 +44,7 @@ class Notice:
     """Something of the loop changed for worse or better; said once."""
 
     t_ms: float  # on the loop's clock
-    about: str  # a modality, "backend" or "loop"
+    about: str  # a modality, "backend", "loop" or "pace"
     is_well: bool  # whether it works again
     message: str  # one line: what happened, and what becomes of it
 
