@@ -18,4 +18,4 @@ def test_the_drawn_tree_is_the_real_one():
 
 @pytest.mark.parametrize("leaf", EdgefuseError.__subclasses__())
 def test_a_leaf_is_a_builtin_error_too(leaf):
-    assert issubclass(leaf, (ValueError, RuntimeError, ImportError))
+    assert issubclass(leaf, (ValueError, RuntimeError, OSError, ImportError))

@@ -1,0 +1,47 @@
+"""What a source of readings is: a camera, a microphone, a file, typed text."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from edgefuse.runtime.errors import SensorError
+from edgefuse.runtime.mailbox import Writer
+
+
+class SpoiledError(SensorError):
+    """One reading was rubbish; the source goes on."""
+
+
+class Source(Protocol):
+    """One sensor, file or stream; used by one thread at a time.
+
+    A thread that is stuck in `read` may come back after another has opened the source anew: what belongs to one opening
+    must not be shared with the next.
+    """
+
+    name: str  # for messages: "camera 0", "microphone default", "text"
+
+    def open(self) -> None:
+        """Begin, anew after `close`.
+
+        Raises:
+            SensorError: it is not there, or cannot be used now.
+        """
+        ...
+
+    def read(self, writer: Writer) -> bool:
+        """Wait at most 0.5 s for a reading, fill `writer.tensors` and `put` it with the moment of its capture.
+
+        Returns:
+            True if it put or withdrew one, False if there was nothing yet.
+
+        Raises:
+            SpoiledError: this reading was rubbish, the next one may be good.
+            SensorError: the source is gone.
+            EOFError: a file or a pipe has ended for good; its text, if any, is said.
+        """
+        ...
+
+    def close(self) -> None:
+        """End what `open` began; also where it failed, and twice."""
+        ...
