@@ -8,6 +8,7 @@ EdgefuseError
 ├── EngineError        a compile that failed, or an engine that does not fit what is asked of it
 ├── BackendError       a device or a runtime that fails while it runs
 ├── SensorError        a camera, microphone or text source that cannot be opened, or stopped
+├── OptionError        an option of a call with a value that does not fit
 ├── GateError          a model that lost more accuracy than its gate allows
 └── MissingExtraError  a package of an optional extra is not installed
 
@@ -46,6 +47,10 @@ class BackendError(EdgefuseError, RuntimeError):
 
 class SensorError(EdgefuseError, OSError):
     """A camera, microphone or text source that cannot be opened, or that stopped giving."""
+
+
+class OptionError(EdgefuseError, ValueError):
+    """An option of a call, of the command line or in Python, with a value that does not fit."""
 
 
 class GateError(EdgefuseError, RuntimeError):

@@ -64,6 +64,7 @@ class Loop:
         self._pipeline: Pipeline | None = None
         self._failures = 0  # of the backend, in a row
         self._retry_ns = 0
+        self._stepped_ns = 0  # when the last step began
         self._is_blind = False
 
     def open(self) -> None:
@@ -80,18 +81,26 @@ class Loop:
             raise
         self._backend = backend
 
-    def decisions(self, stop: threading.Event) -> Iterator[Decision]:
-        """A decision whenever a sensor has something new, or stops to count; ends after `stop` is set."""
+    def decisions(self, stop: threading.Event, have_ended: Callable[[], bool] = lambda: False) -> Iterator[Decision]:
+        """A decision whenever a sensor has something new, or stops to count.
+
+        Args:
+            stop: ends the decisions once it is set.
+            have_ended: whether no sensor will give anything more; the decisions end once everything was taken.
+        """
         while not stop.is_set():
+            is_last = have_ended()  # asked before the step, which takes what came before the end
             decision = self.step()
             if decision is not None:
                 yield decision
+            elif is_last:
+                return
             else:
                 self._mailbox.wait(self._sleep_s())
 
     def step(self) -> Decision | None:
         """One decision, or None where nothing changed, no sensor gives anything, or the backend is down."""
-        started_ns = self._clock()
+        started_ns = self._stepped_ns = self._clock()
         self._take_readings()
         counts = {m: self._counts(m, started_ns) for m in self._info.modalities}
         fresh = {m: tensors for m, tensors in self._waiting.items() if counts[m]}
@@ -112,6 +121,20 @@ class Loop:
         self._counted = counts
         self._say_blind(False)
         return self._decision(outcome, counts, started_ns)
+
+    def next_change_ns(self) -> int | None:
+        """When the next reading becomes too old or the backend is tried again; None where neither will happen.
+
+        What the last step could have done already is not waited for: it would be a wait of no time, again and again.
+        """
+        moments = [
+            self._t_ns[m] + limit_ns + 1
+            for m, limit_ns in self._limit_ns.items()
+            if limit_ns is not None and self._counted[m] and m in self._t_ns
+        ]
+        if self._failures:
+            moments.append(self._retry_ns)
+        return min((moment for moment in moments if moment > self._stepped_ns), default=None)
 
     def close(self) -> None:
         """Free the backend; calling it twice is fine."""
@@ -139,7 +162,7 @@ class Loop:
 
     def _forget(self, modality: str) -> None:
         for known in (self._held, self._waiting, self._t_ns):
-            known.pop(modality, None)  # type: ignore[attr-defined]
+            known.pop(modality, None)
 
     def _counts(self, modality: str, now_ns: int) -> bool:
         limit_ns, t_ns = self._limit_ns[modality], self._t_ns.get(modality)
@@ -198,16 +221,10 @@ class Loop:
         )
 
     def _sleep_s(self) -> float:
-        """Until the next reading becomes too old, or the backend may be tried again."""
-        now_ns = self._clock()
-        moments = [
-            self._t_ns[m] + limit_ns + 1
-            for m, limit_ns in self._limit_ns.items()
-            if limit_ns is not None and self._counted[m]
-        ]
-        if self._failures:
-            moments.append(self._retry_ns)
-        return max(0.0, min([LOOK_AROUND_S, *((moment - now_ns) / 1e9 for moment in moments)]))
+        change_ns = self.next_change_ns()
+        if change_ns is None:
+            return LOOK_AROUND_S
+        return min(max(0.0, (change_ns - self._clock()) / 1e9), LOOK_AROUND_S)
 
     def _say_blind(self, is_blind: bool) -> None:
         if is_blind != self._is_blind:
