@@ -60,16 +60,10 @@ def read_manifest(
         ManifestError: the file or a line cannot be used; the message starts with file:line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at a U+2028 in a text
-    except OSError as error:
-        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of a .jsonl file") from None
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     known_files: dict[str, bool] = {}
     examples = [
         _parse_line(f"{path}:{number}", line, path.parent, labels, known_files)
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(read_lines(path), start=1)
         if line.strip()
     ]
     chosen = [example for example in examples if split is None or example.split == split]
@@ -79,6 +73,40 @@ def read_manifest(
     if limit is not None and limit < len(chosen):
         chosen = [chosen[index * len(chosen) // limit] for index in range(limit)]
     return chosen
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a .jsonl file; the last one is empty where the file ends with a line break.
+
+    Raises:
+        ManifestError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at a U+2028 in a text
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of a .jsonl file") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def parse_object(where: str, line: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The JSON object of a line, which has some of `keys` and no others.
+
+    Raises:
+        ManifestError: it is something else.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ManifestError(f"{where}: not a JSON object ({error}); write one object per line") from None
+    if not isinstance(row, dict):
+        raise ManifestError(f"{where}: found {type(row).__name__}, a line must be a JSON object with {', '.join(keys)}")
+    for key in row:
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(keys)}"
+            raise ManifestError(f"{where}: unknown key {key!r}; {hint}")
+    return row
 
 
 def label_names(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -98,26 +126,15 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def _parse_line(
     where: str, line: str, root: Path, labels: Collection[str] | None, known_files: dict[str, bool]
 ) -> Example:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{where}: not a JSON object ({error}); write one object per line") from None
-    if not isinstance(row, dict):
-        raise ManifestError(
-            f"{where}: found {type(row).__name__}, a line must be a JSON object with {', '.join(_KEYS)}"
-        )
+    row = parse_object(where, line, _KEYS)
     for key, value in row.items():
-        if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(_KEYS)}"
-            raise ManifestError(f"{where}: unknown key {key!r}; {hint}")
         if value is not None and not isinstance(value, str):
             raise ManifestError(f"{where}: {key} is {json.dumps(value)}, it must be a string")
-        if value is not None and not (value.strip() and _is_unicode(value)):
+        if value is not None and not (value.strip() and is_unicode(value)):
             problem = "not valid Unicode" if value.strip() else "empty"
             raise ManifestError(f"{where}: {key} is {problem}; leave the key out where there is none")
     _check_values(where, row, labels)
-    paths = {sensor: _existing_file(where, sensor, row.get(sensor), root, known_files) for sensor in ("image", "audio")}
+    paths = {sensor: existing_file(where, sensor, row.get(sensor), root, known_files) for sensor in ("image", "audio")}
     return Example(
         where=where,
         image=paths["image"],
@@ -141,12 +158,12 @@ def _check_values(where: str, row: dict[str, Any], labels: Collection[str] | Non
         raise ManifestError(f"{where}: {found}; the model knows: {', '.join(sorted(labels))}")
 
 
-def _is_unicode(value: str) -> bool:
+def is_unicode(value: str) -> bool:
     """JSON can say half a surrogate pair, which no tokenizer and no file name takes."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _existing_file(where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, bool]) -> str | None:
+def existing_file(where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, bool]) -> str | None:
     """Absolute path of a sensor's file; `known_files` remembers the answers, since lines share files."""
     if name is None:
         return None
