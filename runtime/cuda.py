@@ -110,7 +110,7 @@ def open_cuda(kind: CudaKind) -> Cuda:
     try:
         from cuda.bindings import runtime
     except ImportError:
-        raise MissingExtraError("this needs cuda-python: pip install 'edgefuse[tensorrt]'") from None
+        raise MissingExtraError("this needs cuda-python: pip install cuda-python (edgefuse[tensorrt] has it)") from None
     from edgefuse.runtime.cuda_runtime import CudaRuntime
 
     return CudaRuntime(runtime)
