@@ -9,6 +9,7 @@ EdgefuseError
 ├── BackendError       a device or a runtime that fails while it runs
 ├── SensorError        a camera, microphone or text source that cannot be opened, or stopped
 ├── OptionError        an option of a call with a value that does not fit
+├── WebError           a port or an address that the page cannot be served on
 ├── GateError          a model that lost more accuracy than its gate allows
 └── MissingExtraError  a package of an optional extra is not installed
 
@@ -51,6 +52,10 @@ class SensorError(EdgefuseError, OSError):
 
 class OptionError(EdgefuseError, ValueError):
     """An option of a call, of the command line or in Python, with a value that does not fit."""
+
+
+class WebError(EdgefuseError, OSError):
+    """A port or an address that the page of a running loop cannot be served on."""
 
 
 class GateError(EdgefuseError, RuntimeError):

@@ -7,6 +7,7 @@ third. They change places and are never copied, so neither side waits for the ot
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ class Mailbox:
         self._poked = False
         self.received = dict.fromkeys(modalities, 0)  # readings since the start
         self.dropped = dict.fromkeys(modalities, 0)  # of them, those overwritten unseen
+        self.looked_ns = time.monotonic_ns()  # when the reader last looked for something, so that a stuck one shows
 
     def writer(self, modality: str) -> Writer:
         """The only one who may write `modality` from now on; an earlier writer is cut off and its readings ignored."""
@@ -50,6 +52,7 @@ class Mailbox:
 
     def take(self, modality: str) -> Reading | None:
         """The newest reading if it was not taken yet; its tensors are valid until the next one is taken."""
+        self.looked_ns = time.monotonic_ns()
         with self._changed:
             if not self._unseen[modality]:
                 return None
