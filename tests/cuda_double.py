@@ -513,9 +513,7 @@ class Driver:
                 if block.is_freed:
                     raise Misuse(f"{kind} memory at {address:#x} is used after it was freed")
                 if nbytes <= 0 or address + nbytes > start + block.data.nbytes:
-                    raise Misuse(
-                        f"{nbytes} bytes at {address:#x} are more than the {block.data.nbytes} allocated there"
-                    )
+                    raise Misuse(f"{nbytes} bytes at {address:#x}, which has only {block.data.nbytes} in all")
                 return Span(block, address - start, address - start + nbytes)
         raise Misuse(f"there is no {kind} memory at {address:#x}")
 
@@ -588,6 +586,6 @@ class _Noted:
 
 
 def _expect(value: object, kind: type) -> None:
-    """The real binding takes nothing else either."""
+    """Releases of the real binding take nothing else either."""
     if not isinstance(value, kind):
         raise TypeError(f"argument has incorrect type: {value!r} is no {kind.__name__}")
