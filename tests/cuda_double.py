@@ -17,6 +17,7 @@ that is not there, host memory touched while work on it is pending, two streams 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
@@ -196,7 +197,7 @@ class Driver:
     # For the tests and for the double of TensorRT.
 
     def fail(self, function: str, error: str, nth: int = 1) -> None:
-        """Let the nth call from now (1: the next one) of a function report `error` and do nothing else."""
+        """Let the nth call from now (1: the next one) of a function report `error`; only what frees is done still."""
         self._planned[function, self.calls[function] + nth] = cudaError_t[error]
 
     def enqueue(
@@ -548,17 +549,19 @@ class Driver:
     def _function(self, name: str) -> Callable[..., tuple[Any, ...]]:
         method = getattr(self, name)
         gives_value = method.__annotations__["return"] != "None"
+        ends = re.search("Free|Destroy|End", name)  # does what it does even where it reports an error
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             with self._lock, self._noted():
                 self.calls[name] += 1
                 planned = self._planned.pop((name, self.calls[name]), None)
                 try:
-                    if planned is not None and name != "cudaStreamEndCapture":
+                    if planned is not None and not ends:
                         raise RefusedError(planned)
                     value = method(*arguments)
-                    if planned is not None:  # a capture ends even where its end fails
-                        del self._handles[int(value)]
+                    if planned is not None:
+                        if gives_value:
+                            del self._handles[int(value)]
                         raise RefusedError(planned)
                 except RefusedError as refused:
                     self.last_error = refused.error
