@@ -13,10 +13,8 @@ Tensors = Mapping[str, NDArray[Any]]
 Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> named outputs, batch first
 
 
-class Backend(Protocol):
+class Parts(Protocol):
     """Runs one part at a time; the predictor decides which parts are needed."""
-
-    name: str
 
     def load(self, part: str) -> None:
         """Make `part` ready, so that its first `run` takes no longer than the others; once is enough."""
@@ -25,6 +23,12 @@ class Backend(Protocol):
     def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Run `part` ("image", "audio", "text" or "head") on named tensors, batch first; returns its outputs."""
         ...
+
+
+class Backend(Parts, Protocol):
+    """A device with the parts of one bundle."""
+
+    name: str
 
     def pipeline(self) -> Pipeline:
         """The parts chained for one stream of decisions; loads every part."""
@@ -71,13 +75,11 @@ class Pipeline(Protocol):
 
 
 class OpenParts:
-    """A backend over parts that someone else has opened.
+    """Parts that someone else has opened.
 
     Args:
         runners: part -> what runs it; it may hold only the parts that are going to run.
     """
-
-    name = "open parts"
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners
@@ -88,14 +90,3 @@ class OpenParts:
     def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Run `part` on named tensors."""
         return self._runners[part](inputs)
-
-    def close(self) -> None:
-        """The parts belong to who opened them."""
-
-    def __enter__(self) -> OpenParts:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

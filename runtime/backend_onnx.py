@@ -1,7 +1,8 @@
-"""The ONNX Runtime backend: runs any part set of a bundle on the CPU."""
+"""The ONNX Runtime backend: runs any part set of a bundle, on the CPU unless told otherwise."""
 
 from __future__ import annotations
 
+import os
 from types import TracebackType
 from typing import Any
 
@@ -10,28 +11,34 @@ from numpy.typing import NDArray
 
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.bundle import HEAD, Bundle
-from edgefuse.runtime.errors import BundleError, MissingExtraError
+from edgefuse.runtime.errors import BackendError, BundleError, MissingExtraError
+from edgefuse.runtime.pipeline_onnx import OnnxPipeline
+from edgefuse.runtime.providers import CPU, PROVIDERS, Chain, chain, part_set_for
 
 DISABLE_FUSED_INT8 = "session.disable_quant_qdq"  # keeps Q/DQ as written: the reference for what TensorRT computes
 SPIN_US = 100  # longer than most gaps between two operators of one run
 
 
-def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False) -> Any:
-    """An ONNX Runtime CPU session for `model`.
+def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False, providers: Chain | None = None) -> Any:
+    """An ONNX Runtime session for `model`.
 
     Args:
         model: a serialized ONNX graph.
         threads: threads inside one operator; 0 lets ONNX Runtime take every core.
         exact_qdq: compute Q/DQ as written instead of fusing them into ONNX Runtime's own INT8 kernels.
+        providers: what to run it on; None is the CPU.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        MissingExtraError: onnxruntime is not installed, or this build of it lacks the provider.
+        BackendError: the provider does not start on this machine.
         BundleError: ONNX Runtime refuses the graph.
     """
     try:
         import onnxruntime
     except ImportError:
         raise MissingExtraError("this needs ONNX Runtime: pip install 'edgefuse[cpu]'") from None
+    providers = providers or [(CPU, {})]
+    _check_provider(providers[0][0], onnxruntime.__version__, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -40,9 +47,11 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False) -> 
     if exact_qdq:
         options.add_session_config_entry(DISABLE_FUSED_INT8, "1")
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's own errors share no base class
         raise BundleError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}") from None
+    if session.get_providers()[0] != providers[0][0]:  # it goes on with what is left, and says so in its log only
+        raise BackendError(f"{providers[0][0]} does not start here; its libraries or the driver are missing or too old")
     session._model_bytes = None  # the wrapper would hold the file beside the weights, to open it again elsewhere
     return session
 
@@ -58,6 +67,21 @@ def _waiting(version: str) -> dict[str, str]:
     return {"session.intra_op.spin_duration_us": str(SPIN_US)}
 
 
+def _check_provider(wanted: str, version: str, available: list[str]) -> None:
+    if wanted not in available:
+        package = next(row.package for row in PROVIDERS.values() if row.name == wanted)
+        raise MissingExtraError(
+            f"this ONNX Runtime {version} has no {wanted}, only {', '.join(available)}; "
+            f"install {package} in place of onnxruntime"
+        )
+
+
+def loop_threads() -> int:
+    """Threads of an operator beside a camera and a microphone: all cores but one, which is left to them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores - 1)
+
+
 def run_session(session: Any, inputs: Tensors) -> dict[str, NDArray[Any]]:
     """Every output of a session by its name."""
     names = [output.name for output in session.get_outputs()]
@@ -69,18 +93,22 @@ class OnnxBackend:
 
     Args:
         bundle: an open bundle.
-        part_set: "fp32", "trt" or "cpu"; the trt parts run with their Q/DQ exactly as written. None takes cpu where
-            the bundle has it, else fp32.
-        threads: threads inside one operator; 0 takes every core.
+        part_set: "fp32", "trt" or "cpu"; the trt parts run with their Q/DQ exactly as written. None takes what suits
+            the provider: on the CPU the cpu parts where there are some, else fp32.
+        threads: threads inside one operator; 0 takes every core, in a pipeline all but one.
+        provider: what runs them, one of PROVIDERS.
     """
 
-    def __init__(self, bundle: Bundle, part_set: str | None = None, threads: int = 0) -> None:
-        self.part_set = part_set or ("cpu" if "cpu" in bundle.info.parts else "fp32")
-        self.name = f"onnxruntime:{self.part_set}"
+    def __init__(self, bundle: Bundle, part_set: str | None = None, threads: int = 0, provider: str = "cpu") -> None:
+        self.part_set = part_set or part_set_for(bundle, provider)
+        self.name = f"onnxruntime:{self.part_set}" if provider == "cpu" else f"{provider}:{self.part_set}"
         self._bundle = bundle
         self._threads = threads
+        self._provider = provider
         self._sessions: dict[str, Any] = {}
-        bundle.part_info(self.part_set, HEAD)  # refuse a missing part set now, not at the first frame
+        self._pipelines: list[OnnxPipeline] = []
+        for part in bundle.info.parts.get(self.part_set, (HEAD,)):  # refuse them now, not at the first frame
+            chain(bundle, provider, self.part_set, part, threads)
 
     def load(self, part: str) -> None:
         """Open the session of `part`; does nothing where it is open.
@@ -90,7 +118,9 @@ class OnnxBackend:
         """
         if part not in self._sessions:
             model = self._bundle.part(self.part_set, part)
-            self._sessions[part] = open_session(model, threads=self._threads, exact_qdq=self.part_set == "trt")
+            providers = chain(self._bundle, self._provider, self.part_set, part, self._threads)
+            exact_qdq = self.part_set == "trt"
+            self._sessions[part] = open_session(model, threads=self._threads, exact_qdq=exact_qdq, providers=providers)
 
     def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Run `part` on named tensors, batch first; returns its outputs as float32.
@@ -107,8 +137,25 @@ class OnnxBackend:
                 "export the bundle again"
             ) from None
 
+    def pipeline(self) -> OnnxPipeline:
+        """The parts chained; loads every part, on all cores but one unless their number was given.
+
+        Raises:
+            BundleError: as `load`.
+        """
+        self._threads = self._threads or loop_threads()
+        parts = (*self._bundle.info.modalities, HEAD)
+        for part in parts:
+            self.load(part)
+        pipeline = OnnxPipeline(self._bundle.info, {part: self._sessions[part] for part in parts}, self.name)
+        self._pipelines.append(pipeline)
+        return pipeline
+
     def close(self) -> None:
-        """Free the sessions."""
+        """Free the sessions; pipelines over them cannot be used any more."""
+        for pipeline in self._pipelines:
+            pipeline.close()
+        self._pipelines.clear()
         self._sessions.clear()
 
     def __enter__(self) -> OnnxBackend:

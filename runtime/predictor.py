@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.runtime.backend import Backend, Tensors
+from edgefuse.runtime.backend import Parts, Tensors
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.errors import MediaError
@@ -39,7 +39,7 @@ class Answer:
 class Predictor:
     """Answers from the parts of `bundle`, run by `backend`."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Parts) -> None:
         self.info = bundle.info
         self.preprocessor = Preprocessor(bundle)
         self._backend = backend

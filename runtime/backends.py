@@ -1,0 +1,38 @@
+"""Which backends there are: opens the one that is asked for, by name."""
+
+from __future__ import annotations
+
+from edgefuse.runtime.backend import Backend
+from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.engines import COMPILED_SET, ENGINE_TARGETS
+from edgefuse.runtime.errors import BackendError
+from edgefuse.runtime.providers import PROVIDERS
+
+DEFAULT = "cpu"
+KINDS = (*PROVIDERS, *ENGINE_TARGETS)
+
+
+def open_backend(bundle: Bundle, kind: str | None, threads: int = 0, part_set: str | None = None) -> Backend:
+    """A backend for the parts of `bundle`.
+
+    Args:
+        bundle: an open bundle.
+        kind: one of KINDS; None takes ONNX Runtime's own CPU kernels.
+        threads: CPU threads inside one operator; 0 takes every core. Only ONNX Runtime computes on the CPU.
+        part_set: the parts to run; None takes those that are made for the backend.
+
+    Raises:
+        BackendError: no such backend, or it cannot run these parts here.
+        EngineError, BundleError, MissingExtraError: see TrtBackend and OnnxBackend.
+    """
+    if kind in ENGINE_TARGETS:
+        if part_set not in (None, COMPILED_SET):
+            raise BackendError(f"{kind} runs engines of the {COMPILED_SET} parts, not {part_set}; leave --part-dir out")
+        from edgefuse.runtime.backend_trt import TrtBackend
+
+        return TrtBackend(bundle, kind)
+    if kind not in (None, *KINDS):
+        raise BackendError(f"no backend is called {kind!r}; choose one of: {', '.join(KINDS)}")
+    from edgefuse.runtime.backend_onnx import OnnxBackend
+
+    return OnnxBackend(bundle, part_set, threads, provider=kind or DEFAULT)

@@ -1,0 +1,75 @@
+"""Encoders and head on ONNX Runtime, chained: what an encoder writes is what the head reads, and nothing is copied.
+
+The memory of every output is made once. Tokens of a missing modality stay as they are: the head puts a learned
+placeholder in their place (train/model.py), so its answer does not depend on them by a single bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgefuse.runtime.backend import Outcome, Tensors
+from edgefuse.runtime.bundle import HEAD, BundleInfo, token_tensor
+from edgefuse.runtime.errors import BackendError
+
+
+class OnnxPipeline:
+    """A Pipeline over open sessions.
+
+    Args:
+        info: the contract.
+        sessions: part -> its session, every encoder and the head.
+        name: of the backend, for messages.
+    """
+
+    def __init__(self, info: BundleInfo, sessions: Mapping[str, Any], name: str) -> None:
+        self._name = name
+        self._sessions = dict(sessions)
+        self._bindings = {part: session.io_binding() for part, session in sessions.items()}
+        self._presence = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
+        logits = np.zeros((1, len(info.labels)), np.float32)  # [1, C]
+        weights = np.zeros_like(self._presence)  # [1, M]
+        self._logits, self._weights = logits[0], weights[0]
+        for modality, spec in info.tokens.items():
+            tokens = np.zeros((1, spec.count, spec.dim), np.float32)  # [1, N, D]
+            self._bind_output(modality, token_tensor(modality), tokens)
+            self._bindings[HEAD].bind_cpu_input(token_tensor(modality), tokens)  # which keeps it alive
+        self._bindings[HEAD].bind_cpu_input("presence", self._presence)
+        self._bind_output(HEAD, "logits", logits)
+        self._bind_output(HEAD, "weights", weights)
+
+    def run(self, fresh: Mapping[str, Tensors], presence: NDArray[np.float32]) -> Outcome:
+        """Encode what is new, keep the tokens of the rest, fuse; see Pipeline."""
+        if not self._sessions:
+            raise BackendError(f"{self._name} is closed; open the backend again")
+        stages_ms = {}
+        part, last = "", perf_counter()
+        try:
+            for part, tensors in fresh.items():
+                binding = self._bindings[part]
+                for name, array in tensors.items():
+                    binding.bind_cpu_input(name, array)
+                self._sessions[part].run_with_iobinding(binding)
+                now = perf_counter()
+                stages_ms[part], last = (now - last) * 1e3, now
+            part = HEAD
+            np.copyto(self._presence, presence)
+            self._sessions[HEAD].run_with_iobinding(self._bindings[HEAD])
+            stages_ms[HEAD] = (perf_counter() - last) * 1e3
+        except Exception as error:  # onnxruntime's own errors share no base class
+            self.close()
+            raise BackendError(f"{part} failed on {self._name}: {' '.join(str(error).split())}") from None
+        return Outcome(self._logits, self._weights, stages_ms)
+
+    def close(self) -> None:
+        """Let go of the sessions; twice is fine."""
+        self._bindings.clear()
+        self._sessions.clear()
+
+    def _bind_output(self, part: str, name: str, array: NDArray[np.float32]) -> None:
+        self._bindings[part].bind_output(name, "cpu", 0, np.float32, array.shape, array.ctypes.data)
