@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgefuse.optimize.compiler import load_package, parser_errors
+from edgefuse.optimize.compiler import parser_errors
 from edgefuse.runtime.errors import EngineError
+from edgefuse.runtime.trt_package import load_package
 
 TARGET = "tensorrt-rtx"
 

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from edgefuse.optimize.audit import audit, brief
 from edgefuse.optimize.compile_process import run_compiler
-from edgefuse.optimize.compiler import Job, load_package
+from edgefuse.optimize.compiler import Job
 from edgefuse.optimize.plan import parse_layers, summary
 from edgefuse.optimize.preflight import inspect
 from edgefuse.runtime.backend_onnx import open_session
@@ -32,6 +32,7 @@ from edgefuse.runtime.engines import COMPILED_SET, Sidecar, engine_file, read_si
 from edgefuse.runtime.errors import EngineError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.machine import PLATFORM, find_gpu
+from edgefuse.runtime.trt_package import load_package
 
 PORTABLE_SM = (80, 86, 89, 120)  # what TensorRT-RTX builds for unless told: Ampere, Ada and Blackwell
 _CPU_TYPES = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(uint8)": np.uint8}

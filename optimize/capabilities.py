@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgefuse.optimize.compiler import HOW_TO_GET, OLDEST, too_old
 from edgefuse.optimize.probe import GPU, Found
+from edgefuse.runtime.trt_package import HOW_TO_GET, OLDEST, too_old
 
 RTX_SM = (75, 80, 86, 89, 120, 121)  # all that TensorRT-RTX 1.7 has; no Jetson is among them
 OLDEST_L4T = (36, 4)  # JetPack 6.1, the first with TensorRT 10.3

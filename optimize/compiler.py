@@ -7,10 +7,8 @@ end {"built": {...}} or {"error": "..."}. Everything TensorRT says goes to stder
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +17,8 @@ from typing import Any
 from edgefuse.runtime.errors import EngineError
 from edgefuse.runtime.machine import free_memory_bytes
 from edgefuse.runtime.trt_errors import OUT_OF_MEMORY, one_line
+from edgefuse.runtime.trt_package import use_package
 
-PACKAGES = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}  # target -> the module that compiles for it
-OLDEST = {"tensorrt-rtx": (1, 0), "tensorrt": (10, 3)}  # the first with strong typing that we build and check against
-HOW_TO_GET = {
-    "tensorrt-rtx": "pip install 'edgefuse[rtx]'",
-    "tensorrt": "on a Jetson use JetPack's (python3 -m venv --system-site-packages), "
-    "elsewhere pip install 'edgefuse[tensorrt]' where the GPU is",
-}
 MAX_WORKSPACE_BYTES = 2 << 30
 Report = Callable[..., None]  # called with the keys of one line of stdout
 
@@ -35,7 +27,7 @@ Report = Callable[..., None]  # called with the keys of one line of stdout
 class Job:
     """What to compile, and where to put it."""
 
-    target: str  # key of PACKAGES
+    target: str  # tensorrt-rtx or tensorrt
     sm: tuple[int, ...]  # compute capabilities, for tensorrt-rtx only
     max_batch: int  # the profile is batch 1 to max_batch, best at 1
     engine: str  # path to write
@@ -63,48 +55,6 @@ def main() -> None:
         report(error=str(error))
     except MemoryError:  # also what std::bad_alloc becomes on its way through the binding
         report(error=f"{job.target}: {OUT_OF_MEMORY}")
-
-
-def load_package(target: str) -> Any:
-    """The TensorRT module that compiles for `target`.
-
-    Raises:
-        EngineError: it is not installed, cannot be loaded, or is too old.
-    """
-    package = PACKAGES[target]
-    try:
-        module = importlib.import_module(package)
-    except (ImportError, OSError, RuntimeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
-            found = f"needs the Python package {package}, which is not installed"
-        else:
-            found = f"needs the Python package {package}, which cannot be loaded ({one_line(str(error))})"
-        raise EngineError(f"--target {target} {found}: {HOW_TO_GET[target]}") from None
-    if too_old(target, str(module.__version__)):
-        oldest = ".".join(map(str, OLDEST[target]))
-        raise EngineError(
-            f"--target {target} needs {package} {oldest} or newer, {module.__version__} is installed: "
-            f"{HOW_TO_GET[target]}; TensorRT {oldest} comes with JetPack 6.1"
-        )
-    return module
-
-
-def too_old(target: str, version: str) -> bool:
-    """Whether this version of a package is older than what we build with."""
-    return tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST[target]
-
-
-def use_package(target: str) -> Any:
-    """Let `import tensorrt` mean the package of `target` in this process, and return it.
-
-    TensorRT-RTX has the classes of TensorRT under another name; so there is one code for both (trt_build.py).
-
-    Raises:
-        EngineError: as `load_package`.
-    """
-    module = load_package(target)
-    sys.modules["tensorrt"] = module
-    return module
 
 
 def workspace_bytes() -> int:

@@ -1,7 +1,7 @@
 """What TensorRT calls back while it works: its log and its progress.
 
-Imported where the module `tensorrt` may be TensorRT-RTX (see compiler.py). Nothing here may raise: it is called from
-C++, where a Python exception ends the process.
+Imported where the module `tensorrt` may be TensorRT-RTX (see runtime/trt_package.py). Nothing here may raise:
+it is called from C++, where a Python exception ends the process.
 """
 
 from __future__ import annotations

@@ -14,14 +14,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-import tensorrt_rtx
 
 from edgefuse.optimize import compiler
-from edgefuse.optimize.compiler import Job, load_package, parser_errors, too_old, workspace_bytes
+from edgefuse.optimize.compiler import Job, parser_errors, workspace_bytes
 from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
 from edgefuse.runtime.bundle import HEAD
-from edgefuse.runtime.errors import EngineError
 from tests.optimize_fixtures import PARTS
 
 MODEL = to_fp16(Graph(PARTS[HEAD])).serialize()
@@ -103,40 +101,6 @@ def test_with_a_gpu_the_plan_is_told_as_the_inspector_has_it(job: Job, tmp_path:
     events, _ = compiled(job, stand_in(tmp_path / "modules", WITH_GPU))
     assert events[-1]["built"]["plan"] == '{"Layers": [], "note": "raw \x1e control"}'
     assert not [event for event in events if "note" in event]
-
-
-def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(EngineError, match=r"needs the Python package tensorrt, which is not installed: .*JetPack.*pip"):
-        load_package("tensorrt")
-
-
-@pytest.mark.parametrize(
-    ("code", "why"),
-    [
-        (
-            "raise ImportError('libnvinfer.so.10: cannot open shared object file')",
-            r"cannot be loaded \(libnvinfer.so.10",
-        ),
-        ("import a_package_that_it_needs", r"cannot be loaded \(No module named 'a_package_that_it_needs'\)"),
-        ("__version__ = '8.6.1'", r"needs tensorrt 10.3 or newer, 8.6.1 is installed: .* comes with JetPack 6.1"),
-        ("__version__ = '10.2.0.post1'", "needs tensorrt 10.3 or newer, 10.2.0.post1 is installed"),
-    ],
-)
-def test_a_package_that_is_of_no_use_is_said_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, why: str
-) -> None:
-    monkeypatch.syspath_prepend(stand_in(tmp_path / "modules", code))
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    with pytest.raises(EngineError, match=why) as error:
-        load_package("tensorrt")
-    assert "\n" not in str(error.value)
-    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-
-
-def test_the_versions_of_today_are_not_too_old() -> None:
-    assert not too_old("tensorrt-rtx", tensorrt_rtx.__version__)
-    assert not any(too_old("tensorrt", version) for version in ("10.3.0", "10.16.2.10", "11.4.0.106"))
 
 
 def test_all_errors_of_a_parser_are_told() -> None:

@@ -52,7 +52,8 @@ PLAIN = {"subsets": {}, "group_by": None}
 PARSE = """
 import json, sys
 from pathlib import Path
-from edgefuse.optimize.compiler import parser_errors, use_package
+from edgefuse.optimize.compiler import parser_errors
+from edgefuse.runtime.trt_package import use_package
 trt = use_package("tensorrt-rtx")
 from edgefuse.optimize.trt_callbacks import Logger
 logger = Logger()
