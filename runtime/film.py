@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgefuse.runtime.errors import MediaError, SensorError
 from edgefuse.runtime.mailbox import Writer
-from edgefuse.runtime.media import decode_image, read_media
+from edgefuse.runtime.media import Pixels, decode_image, read_media
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.source import Pace, SpoiledError
 
@@ -20,7 +20,7 @@ PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 PICTURES_HZ = 2.0  # of a folder
 USUAL_FPS = 25.0  # where a video does not tell
 
-OnFrame = Callable[[NDArray[Any]], None]  # uint8 BGR [H, W, 3]
+OnFrame = Callable[[Pixels], None]  # uint8 BGR [H, W, 3]
 
 
 class Canvas:
