@@ -38,7 +38,8 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False, pro
     except ImportError:
         raise MissingExtraError("this needs ONNX Runtime: pip install 'edgefuse[cpu]'") from None
     providers = providers or [(CPU, {})]
-    _check_provider(providers[0][0], onnxruntime.__version__, onnxruntime.get_available_providers())
+    wanted = providers[0][0]
+    _check_provider(wanted, onnxruntime.__version__, onnxruntime.get_available_providers())
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -49,9 +50,12 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False, pro
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's own errors share no base class
-        raise BundleError(f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}") from None
-    if session.get_providers()[0] != providers[0][0]:  # it goes on with what is left, and says so in its log only
-        raise BackendError(f"{providers[0][0]} does not start here; its libraries or the driver are missing or too old")
+        told = f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}"
+        if wanted == CPU:
+            raise BundleError(told) from None
+        raise BackendError(f"{wanted}: {told}") from None  # the graph, or what the provider needs is not there
+    if session.get_providers()[0] != wanted:  # it would go on with the CPU
+        raise BackendError(f"{wanted} does not start here; ONNX Runtime's lines above say which library is missing")
     session._model_bytes = None  # the wrapper would hold the file beside the weights, to open it again elsewhere
     return session
 
