@@ -61,20 +61,20 @@ class Replay:
         info: the contract of the bundle.
         preprocessor: that of the bundle.
         speed: times as fast as recorded; 0 does not wait at all.
-        gap_ms: least time between two decisions, on the recorded clock.
+        gap_s: least time between two decisions, on the recorded clock.
 
     Raises:
         ManifestError: a line cannot be used; the message starts with file:line.
     """
 
     def __init__(
-        self, path: str | Path, info: BundleInfo, preprocessor: Preprocessor, speed: float = 0.0, gap_ms: float = 0.0
+        self, path: str | Path, info: BundleInfo, preprocessor: Preprocessor, speed: float = 0.0, gap_s: float = 0.0
     ) -> None:
         self.clock = Clock()
         self._preprocessor = preprocessor
         self._modalities = info.modalities
         self._speed = speed
-        self._gap_ns = int(gap_ms * 1e6)
+        self._gap_ns = int(gap_s * 1e9)
         self._readings = read_recording(path, info)
         self.clock.now_ns = self._free_ns = self._readings[0].t_ns  # no decision is made before _free_ns
         self._due_ns: int | None = None  # when what was put is to be decided on
