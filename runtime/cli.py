@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edgefuse.runtime.run_command import run
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -218,6 +219,9 @@ def evaluate(
     """Measure accuracy, per answer type and per subset of sensors."""
     options = {"part_set": part_dir, "drop": drop or [], "split": split, "limit": limit}
     run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
+
+
+app.command()(run)
 
 
 @app.command()
