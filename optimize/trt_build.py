@@ -1,7 +1,8 @@
 """Builds an engine with TensorRT's own API: the names that TensorRT 10.3 to 11 and TensorRT-RTX all have.
 
-Imported in the compiler's process only, where the module `tensorrt` may be TensorRT-RTX (see
-runtime/trt_package.py). What not all of them have is asked for by getattr; tests/test_trt_conformance.py lets mypy read this file against each version.
+Imported in the compiler's process only, where the module `tensorrt` may be TensorRT-RTX (see trt_package.py of
+runtime/). What not all of them have is asked for by getattr; tests/test_trt_conformance.py lets mypy read this file
+against each version.
 """
 
 from __future__ import annotations
