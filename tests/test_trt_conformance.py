@@ -5,9 +5,7 @@ Skipped where NVIDIA's bindings cannot be had; with EDGEFUSE_CONFORMANCE=require
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from tests.trt_conformance import (
     ROOT,
     Bindings,
     NotAvailableError,
+    available,
     complaints,
     download,
     files_to_check,
@@ -86,16 +85,6 @@ def checked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         [bool(of(path)) for path in planted],
         of(removed),
     )
-
-
-def available(write_stubs: Callable[[], Path]) -> Path:
-    """The stubs; where they cannot be made, the test is skipped, or fails where it must not be."""
-    try:
-        return write_stubs()
-    except NotAvailableError as error:
-        if os.environ.get("EDGEFUSE_CONFORMANCE") == "require":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 def write(path: Path, code: str) -> Path:

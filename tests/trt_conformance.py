@@ -19,11 +19,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("train", "optimize", "runtime", "benchmarks")
@@ -43,6 +45,9 @@ SYMBOLS = (  # what the bindings want of the libraries, by `nm --dynamic --undef
 )
 
 
+T = TypeVar("T")
+
+
 class NotAvailableError(Exception):
     """The bindings cannot be had here; says why in one line."""
 
@@ -58,6 +63,16 @@ class Bindings:
     def major(self) -> str:
         """What its libraries end in."""
         return self.version.split(".")[0]
+
+
+def available(make: Callable[[], T]) -> T:
+    """What `make` makes; where that cannot be had, the test is skipped, or fails where it must not be."""
+    try:
+        return make()
+    except NotAvailableError as error:
+        if os.environ.get("EDGEFUSE_CONFORMANCE") == "require":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 def download(bindings: Bindings, cache: Path = CACHE) -> Path:
