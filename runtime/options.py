@@ -60,6 +60,10 @@ class Options:
         """Least time between two decisions."""
         return 0.0 if self.max_rate is None else 1 / self.max_rate
 
+    def takes_questions(self, info: BundleInfo) -> bool:
+        """Whether texts come from the page."""
+        return self.web is not None and self.replay is None and self.text != STDIN and info.text is not None
+
     def check(self, info: BundleInfo) -> None:
         """Refuse a sensor or a limit that the model has no use for.
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgefuse.runtime.alarms import AlarmEvent, Alarms
-from edgefuse.runtime.backends import open_backend
+from edgefuse.runtime.backends import DEFAULT, open_backend
 from edgefuse.runtime.bundle import Bundle, BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
 from edgefuse.runtime.loop import Loop
@@ -25,6 +25,7 @@ from edgefuse.runtime.pace import Pace
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.sensors import Sensors
 from edgefuse.runtime.source import Source
+from edgefuse.runtime.texts import Typed, open_text
 
 if TYPE_CHECKING:
     from edgefuse.runtime.board import Board
@@ -109,7 +110,9 @@ def _decisions(
     info, preprocessor = bundle.info, Preprocessor(bundle)
     mailbox = _mailbox(asked, info, preprocessor, told, stack)
     replay = None if asked.replay is None else _replay(asked.replay, asked, info, preprocessor)
-    sources = _sources(asked, preprocessor, None)
+    typed = Typed(preprocessor, asked.text or "") if asked.takes_questions(info) else None
+    board = None if asked.web is None else _board(asked.web, asked, info, mailbox, typed, told, stack)
+    sources = _sources(asked, info, preprocessor, typed, board)
     loop = Loop(
         info,
         partial(open_backend, bundle, asked.backend, asked.threads),
@@ -123,6 +126,8 @@ def _decisions(
         return replay.decisions(loop, mailbox, stop)
     told.decisions.append(Pace(told.notice).decided)
     sensors = stack.enter_context(Sensors(sources, mailbox, told.notice))
+    if board is not None:
+        board.metrics.sensors = sensors
     return _paced(loop.decisions(stop, lambda: sensors.done), asked.gap_s, stop)
 
 
@@ -143,12 +148,47 @@ def _replay(path: str | Path, asked: Options, info: BundleInfo, preprocessor: Pr
     return Replay(path, info, preprocessor, asked.speed, asked.gap_s)
 
 
-def _sources(asked: Options, preprocessor: Preprocessor, board: Board | None) -> dict[str, Source]:
+def _board(
+    port: int,
+    asked: Options,
+    info: BundleInfo,
+    mailbox: Mailbox,
+    typed: Typed | None,
+    told: _Told,
+    stack: contextlib.ExitStack,
+) -> Board:
+    """What the page shows; serves it."""
+    from edgefuse.runtime.board import Board
+    from edgefuse.runtime.web import Web
+
+    board = Board(info, mailbox, ask=typed.say if typed else None, backend=asked.backend or DEFAULT)
+    web = stack.enter_context(Web(board, port, asked.web_host))
+    told.decisions.append(board.decision)
+    told.alarms.append(board.alarm)
+    told.notices.append(board.notice)
+    told.notice(Notice(time.monotonic_ns() / 1e6, "page", True, f"open {web.url}"))
+    return board
+
+
+def _sources(
+    asked: Options, info: BundleInfo, preprocessor: Preprocessor, typed: Typed | None, board: Board | None
+) -> dict[str, Source]:
+    """Modality -> what gives it; each module is imported where its sensor is used."""
     sources: dict[str, Source] = {}
     if asked.camera is not None:
         from edgefuse.runtime.camera import open_camera
 
         sources["image"] = open_camera(str(asked.camera), preprocessor, board.frame if board else None)
+    if asked.mic is not None and info.audio is not None:
+        from edgefuse.runtime.gate import open_gate
+        from edgefuse.runtime.microphone import open_microphone
+
+        gate = open_gate(asked.gate, info.audio)
+        sources["audio"] = open_microphone(str(asked.mic), info.audio, gate, board.level if board else None)
+    if typed is not None:
+        sources["text"] = typed
+    elif asked.text is not None:
+        sources["text"] = open_text(asked.text, preprocessor)
     return sources
 
 
