@@ -86,6 +86,16 @@ def easy_vqa(
     run_verb("train.corpora:easy_vqa", as_json, out, voices)
 
 
+@data.command("relational-vqa")
+def relational_vqa(
+    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
+    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak every sentence.")] = 60,
+    as_json: Json = False,
+) -> None:
+    """Generated pictures with questions on how objects stand to each other, typed and spoken (Sort-of-CLEVR)."""
+    run_verb("train.corpora:relational_vqa", as_json, out, voices)
+
+
 @data.command("av-digits")
 def av_digits(
     out: Annotated[Path, typer.Option(help="Folder of the corpus.")],

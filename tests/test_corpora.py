@@ -15,7 +15,7 @@ import pytest
 from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.runtime.media import decode_audio, decode_image
-from edgefuse.train import corpora
+from edgefuse.train import corpora, spoken
 from edgefuse.train.corpora import FLITE_MANIFEST, MANIFEST, answer_type
 from edgefuse.train.speech import Espeak, Voice
 from edgefuse.train.voices import TEST_VARIANTS, VAL_VARIANTS
@@ -29,9 +29,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The whole corpus, but in few voices: 2 for training, 1 for validation, 2 for the test, 1 of flite."""
     out = tmp_path_factory.mktemp("easy_vqa")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "VAL_VARIANTS", VAL_VARIANTS[:1])
-        patch.setattr(corpora, "TEST_VARIANTS", TEST_VARIANTS[:2])
-        patch.setattr(corpora, "flite_voices", lambda: ("slt",) if shutil.which("flite") else ())
+        patch.setattr(spoken, "VAL_VARIANTS", VAL_VARIANTS[:1])
+        patch.setattr(spoken, "TEST_VARIANTS", TEST_VARIANTS[:2])
+        patch.setattr(spoken, "flite_voices", lambda: ("slt",) if shutil.which("flite") else ())
         said = corpora.easy_vqa(out, voices=2)
     voices = 5 + (shutil.which("flite") is not None)
     assert said["lines"] == sum(OFFICIAL.values())
@@ -108,19 +108,19 @@ def test_a_second_call_speaks_and_copies_nothing_again(corpus: Path, monkeypatch
     before = (corpus / MANIFEST).read_bytes()
     lost = corpus / "sounds" / "train001" / "042.wav"
     lost.unlink()
-    spoken: list[str] = []
+    heard: list[str] = []
     speak = Espeak.speak
 
     def listen(self: Espeak, text: str, voice: Voice) -> object:
-        spoken.append(text)
+        heard.append(text)
         return speak(self, text, voice)
 
     monkeypatch.setattr(Espeak, "speak", listen)
-    monkeypatch.setattr(corpora, "VAL_VARIANTS", VAL_VARIANTS[:1])
-    monkeypatch.setattr(corpora, "TEST_VARIANTS", TEST_VARIANTS[:2])
-    monkeypatch.setattr(corpora, "flite_voices", lambda: ())
+    monkeypatch.setattr(spoken, "VAL_VARIANTS", VAL_VARIANTS[:1])
+    monkeypatch.setattr(spoken, "TEST_VARIANTS", TEST_VARIANTS[:2])
+    monkeypatch.setattr(spoken, "flite_voices", lambda: ())
     corpora.easy_vqa(corpus, voices=2)
-    assert len(spoken) == 1
+    assert len(heard) == 1
     assert lost.exists()
     assert (corpus / MANIFEST).read_bytes() == before
 

@@ -13,25 +13,20 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.progress import track
+from typing import Any
 
 from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.train.digits import av_digits
-from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
-from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
+from edgefuse.train.relational import relational_vqa
+from edgefuse.train.spoken import FLITE, Spoken, sound_name, speak_all
 
-__all__ = ["av_digits", "easy_vqa"]
+__all__ = ["av_digits", "easy_vqa", "relational_vqa"]
 
 MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 TRAIN_VOICES = 120  # draws of accent, variant, rate and pitch; each speaks every sentence once
 
 VAL_EVERY = 20  # one training picture in 20 is held out for validation
-
-_Job = TypeVar("_Job", bound=tuple[Path, str, object])
 
 
 def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
@@ -60,22 +55,14 @@ def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     sentences = sorted({question.text for question in questions})
     for picture in {question.picture for question in questions}:
         _copy_once(picture, out / _image_name(picture))
-    pools = {
-        "train": draw_voices(TRAIN_VARIANTS, voices, seed=1),
-        "val": draw_voices(VAL_VARIANTS, len(VAL_VARIANTS), seed=2),
-        "test": draw_voices(TEST_VARIANTS, len(TEST_VARIANTS), seed=3),
-    }
-    _render_espeak(out, pools, sentences)
-    counts = {split: len(pool) for split, pool in pools.items()}
-    _write_manifest(out / MANIFEST, questions, sentences, counts)
+    spoken = speak_all(out, sentences, voices)
+    _write_manifest(out / MANIFEST, questions, spoken)
     manifests = [out / MANIFEST]
-    if others := flite_voices():
-        _render_flite(out, others, sentences)
-        tests = [replace(question, split="test", pool="flite") for question in questions if question.split == "test"]
-        _write_manifest(out / FLITE_MANIFEST, tests, sentences, {"flite": len(others)})
+    if FLITE in spoken.voices:
+        tests = [replace(question, pool=FLITE) for question in questions if question.split == "test"]
+        _write_manifest(out / FLITE_MANIFEST, tests, spoken)
         manifests.append(out / FLITE_MANIFEST)
-    sounds = len(sentences) * (sum(counts.values()) + len(others))
-    return {"manifests": [str(path) for path in manifests], "lines": len(questions), "sounds": sounds}
+    return {"manifests": [str(path) for path in manifests], "lines": len(questions), "sounds": spoken.count}
 
 
 @dataclass(frozen=True)
@@ -110,54 +97,22 @@ def _image_name(picture: Path) -> str:
     return f"images/{picture.parts[-3]}_{picture.name}"  # the package has data/<split>/images/<id>.png
 
 
-def _sound_name(pool: str, voice: int, sentence: int) -> str:
-    return f"sounds/{pool}{voice:03d}/{sentence:03d}.wav"
-
-
 def _copy_once(source: Path, target: Path) -> None:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, source.read_bytes())
 
 
-def _render_espeak(out: Path, pools: dict[str, list[Voice]], sentences: Sequence[str]) -> None:
-    jobs = [
-        (out / _sound_name(pool, number, index), sentence, voice)
-        for pool, voices in pools.items()
-        for number, voice in enumerate(voices)
-        for index, sentence in enumerate(sentences)
-    ]
-    espeak = Espeak()
-    for path, sentence, voice in track(_missing(jobs), "eSpeak NG speaks", console=Console(stderr=True)):
-        save_speech(path, *espeak.speak(sentence, voice))
-
-
-def _render_flite(out: Path, voices: Sequence[str], sentences: Sequence[str]) -> None:
-    jobs = [
-        (out / _sound_name("flite", number, index), sentence, voice)
-        for number, voice in enumerate(voices)
-        for index, sentence in enumerate(sentences)
-    ]
-    for path, sentence, voice in track(_missing(jobs), "flite speaks", console=Console(stderr=True)):
-        save_speech(path, *flite(sentence, voice))
-
-
-def _missing(jobs: Sequence[_Job]) -> list[_Job]:
-    return [job for job in jobs if not job[0].exists()]
-
-
-def _write_manifest(
-    path: Path, questions: Sequence[_Question], sentences: Sequence[str], voices: dict[str, int]
-) -> None:
+def _write_manifest(path: Path, questions: Sequence[_Question], spoken: Spoken) -> None:
     """One line a question; the voice that asks it is drawn with a fixed seed."""
     draw = random.Random(0)
-    number = {sentence: index for index, sentence in enumerate(sentences)}
+    number = {sentence: index for index, sentence in enumerate(spoken.sentences)}
     lines = []
     for question in questions:
-        voice = draw.randrange(voices[question.pool])
+        voice = draw.randrange(spoken.voices[question.pool])
         row = {
             "image": _image_name(question.picture),
-            "audio": _sound_name(question.pool, voice, number[question.text]),
+            "audio": sound_name(question.pool, voice, number[question.text]),
             "text": question.text,
             "label": question.answer,
             "split": question.split,
