@@ -168,13 +168,14 @@ class Web:
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError) as error:
-        why = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else error
-        raise WebError(
-            f"the page cannot be served on {host} port {port} ({why}); give another --web or --web-host"
-        ) from None
+        if not 0 <= port <= 65535:
+            raise OSError("a port is 0 to 65535")
+        family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((address[0], port), family=family)
+    except OSError as error:
+        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.args[-1]  # create_server adds the address
+        found = f"the page cannot be served on {host} port {port} ({why})"
+        raise WebError(f"{found}; give another --web or --web-host") from None
 
 
 def _guarded(app: ASGIApp, names: frozenset[str]) -> ASGIApp:
