@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What the model says of one moment, and what it stands on."""
 
     t_ms: float  # when it was ready, on the loop's clock: since boot, in a replay as recorded
@@ -22,7 +18,7 @@ class Decision:
     skew_ms: float  # the oldest of these less the newest
     stages_ms: dict[str, float]  # each part that ran, and the total from the newest reading taken to the answer
     dropped: dict[str, int]  # modality -> readings overwritten unseen since the start
-    probabilities: NDArray[np.float64]  # [C], softmax of all logits
+    probabilities: tuple[float, ...]  # [C], softmax of all logits
 
     def document(self) -> dict[str, Any]:
         """What a JSON line says: everything but the probabilities, numbers with three decimals."""

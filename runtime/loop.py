@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from math import exp
 from types import TracebackType
 
 import numpy as np
@@ -19,7 +20,6 @@ from edgefuse.runtime.bundle import BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
 from edgefuse.runtime.errors import BackendError
 from edgefuse.runtime.mailbox import Mailbox
-from edgefuse.runtime.predictor import softmax
 
 LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
 RETRY_MS = (100.0, 1000.0)  # first and longest wait before a backend that failed is opened again
@@ -59,6 +59,7 @@ class Loop:
         self._t_ns: dict[str, int] = {}  # when it was captured
         self._waiting: dict[str, Tensors] = {}  # of these, what the backend has not encoded yet
         self._presence = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
+        self._presence_of: dict[str, bool] = {}  # what it holds
         self._counted: dict[str, bool] = dict.fromkeys(info.modalities, False)  # in the last decision
         self._backend: Backend | None = None
         self._pipeline: Pipeline | None = None
@@ -112,7 +113,8 @@ class Loop:
             return None
         if self._pipeline is None and not self._open_again(started_ns):
             return None
-        self._presence[0] = [counts[m] for m in self._info.modalities]
+        if counts != self._presence_of:
+            self._presence[0], self._presence_of = list(counts.values()), counts
         outcome = self._run(fresh)
         if outcome is None:
             return None
@@ -203,14 +205,14 @@ class Loop:
         return True
 
     def _decision(self, outcome: Outcome, counts: dict[str, bool], started_ns: int) -> Decision:
-        probabilities = softmax(outcome.logits)  # [C]
-        best = int(probabilities.argmax())
+        probabilities = _softmax(outcome.logits.tolist())
+        best = probabilities.index(max(probabilities))
         now_ns = self._clock()
         age_ms = {m: (now_ns - self._t_ns[m]) / 1e6 for m, is_there in counts.items() if is_there}
         return Decision(
             t_ms=now_ns / 1e6,
             label=self._info.labels[best],
-            confidence=float(probabilities[best]),
+            confidence=probabilities[best],
             weights=dict(zip(self._info.modalities, outcome.weights.tolist(), strict=True)),
             presence=counts,
             age_ms=age_ms,
@@ -233,3 +235,11 @@ class Loop:
 
     def _say(self, about: str, is_well: bool, message: str) -> None:
         self._on_notice(Notice(self._clock() / 1e6, about, is_well, message))
+
+
+def _softmax(logits: list[float]) -> tuple[float, ...]:
+    """As softmax of predictor.py, for one row: right after a part, each call of numpy costs more than these labels."""
+    top = max(logits)
+    shifted = [exp(logit - top) for logit in logits]
+    total = sum(shifted)
+    return tuple([value / total for value in shifted])

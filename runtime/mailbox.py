@@ -32,7 +32,8 @@ class Mailbox:
 
     def __init__(self, allocate: Callable[[str], Tensors], modalities: tuple[str, ...]) -> None:
         self._allocate = allocate
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._newest = {modality: Reading(allocate(modality)) for modality in modalities}
         self._front = {modality: Reading(allocate(modality)) for modality in modalities}
         self._unseen = dict.fromkeys(modalities, False)
@@ -53,7 +54,9 @@ class Mailbox:
     def take(self, modality: str) -> Reading | None:
         """The newest reading if it was not taken yet; its tensors are valid until the next one is taken."""
         self.looked_ns = time.monotonic_ns()
-        with self._changed:
+        if not self._unseen[modality]:  # mostly so; no lock needed to know it
+            return None
+        with self._lock:
             if not self._unseen[modality]:
                 return None
             self._unseen[modality] = False
@@ -63,7 +66,9 @@ class Mailbox:
 
     def take_clear(self, modality: str) -> bool:
         """Whether the modality was withdrawn since the last call."""
-        with self._changed:
+        if not self._cleared[modality]:
+            return False
+        with self._lock:
             cleared, self._cleared[modality] = self._cleared[modality], False
             return cleared
 

@@ -31,15 +31,14 @@ class OnnxPipeline:
         self._name = name
         self._sessions = dict(sessions)
         self._bindings = {part: session.io_binding() for part, session in sessions.items()}
-        self._presence = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
+        self._presence: NDArray[np.float32] | None = None  # [1, M], the caller's; seldom another one
         logits = np.zeros((1, len(info.labels)), np.float32)  # [1, C]
-        weights = np.zeros_like(self._presence)  # [1, M]
+        weights = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
         self._logits, self._weights = logits[0], weights[0]
         for modality, spec in info.tokens.items():
             tokens = np.zeros((1, spec.count, spec.dim), np.float32)  # [1, N, D]
             self._bind_output(modality, token_tensor(modality), tokens)
             self._bindings[HEAD].bind_cpu_input(token_tensor(modality), tokens)  # which keeps it alive
-        self._bindings[HEAD].bind_cpu_input("presence", self._presence)
         self._bind_output(HEAD, "logits", logits)
         self._bind_output(HEAD, "weights", weights)
 
@@ -58,7 +57,9 @@ class OnnxPipeline:
                 now = perf_counter()
                 stages_ms[part], last = (now - last) * 1e3, now
             part = HEAD
-            np.copyto(self._presence, presence)
+            if presence is not self._presence:
+                self._bindings[HEAD].bind_cpu_input("presence", presence)
+                self._presence = presence
             self._sessions[HEAD].run_with_iobinding(self._bindings[HEAD])
             stages_ms[HEAD] = (perf_counter() - last) * 1e3
         except Exception as error:  # onnxruntime's own errors share no base class
