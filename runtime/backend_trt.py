@@ -21,11 +21,12 @@ from edgefuse.runtime.cuda import Cuda, open_cuda
 from edgefuse.runtime.engines import COMPILED_SET, Machine, engine_file, open_engine
 from edgefuse.runtime.errors import BackendError, BundleError, EngineError, MissingExtraError
 from edgefuse.runtime.machine import PLATFORM, find_gpu
+from edgefuse.runtime.pipeline_trt import TrtPipeline
 from edgefuse.runtime.trt_package import use_package
+from edgefuse.runtime.trt_part import Part
 
-if TYPE_CHECKING:  # they import tensorrt, which means nothing before use_package
+if TYPE_CHECKING:  # it imports tensorrt, which means nothing before use_package
     from edgefuse.runtime.trt_engine import Engine
-    from edgefuse.runtime.trt_part import Part
 
 
 class TrtBackend:
@@ -106,8 +107,6 @@ class TrtBackend:
         Raises:
             EngineError, BackendError: as `load`.
         """
-        from edgefuse.runtime.pipeline_trt import TrtPipeline
-
         with self.at_work():
             return TrtPipeline(self._bundle.info, self._cuda, self._new_part, self.at_work)
 
@@ -183,8 +182,6 @@ class TrtBackend:
 
     def _new_part(self, part: str, batch: int, on_device: Mapping[str, tuple[int, int]]) -> Part:
         """A part of its own, for batches up to `batch`."""
-        from edgefuse.runtime.trt_part import Part
-
         made = Part(self._cuda, self._engine(part), batch, on_device)
         self._open.callback(made.close)
         return made

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.cuda import Cuda, HostMemory
 from edgefuse.runtime.errors import BackendError, BundleError, EngineError
-from edgefuse.runtime.trt_engine import Engine, Tensor
+
+if TYPE_CHECKING:  # it imports tensorrt, which means nothing before use_package
+    from edgefuse.runtime.trt_engine import Engine, Tensor
 
 _log = logging.getLogger(__name__)
 
