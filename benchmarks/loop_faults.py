@@ -66,7 +66,8 @@ def kinds(limit_s: float, stuck_s: float, hold_s: float, calm_s: float = 2.0) ->
     )
 
 
-REAL = Setting(kinds(1.0, 1.5, HOLD_MS / 1e3), LIMITS_MS, stuck_s=1.5, hold_ms=HOLD_MS)  # as `edgefuse run` has them
+STUCK_S = 3.0  # of Sensors, where nothing else is asked
+REAL = Setting(kinds(1.0, STUCK_S, HOLD_MS / 1e3), LIMITS_MS, STUCK_S, HOLD_MS)  # as `edgefuse run` has them
 
 
 def schedule(setting: Setting, count: int, begin_ns: int, seed: int = 0) -> list[Fault]:

@@ -1,0 +1,127 @@
+"""How old readings are when they are decided on, while a sensor gives them at a share of what the loop can take.
+
+A real loop with a real sensor thread, which sleeps until each reading is due. Both sensors of a stream come from one
+thread, as from one device, so that their readings meet in turns that repeat.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgefuse.benchmarks.loop_readings import Readings, fill, mailbox_for
+from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.bundle import Bundle
+from edgefuse.runtime.decision import Decision
+from edgefuse.runtime.loop import Loop
+from edgefuse.runtime.mailbox import Mailbox
+
+NEVER: dict[str, float | None] = {"image": None, "audio": None, "text": None}  # no reading is too old
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a run at one load gave."""
+
+    ages_ms: list[float]  # of the reading that each decision was made for
+    given: int  # readings
+    dropped: int  # of them, those overwritten unseen
+
+
+def decision_ms(bundle: Bundle, readings: Readings, modality: str, count: int = 300) -> float:
+    """Median time from one reading of `modality`, with the others held, to its decision."""
+    with _Rig(bundle, readings) as rig:
+        totals = [rig.decide(modality, number).stages_ms["total"] for number in range(count)]
+    return float(np.median(totals[count // 10 :]))
+
+
+def run_load(bundle: Bundle, readings: Readings, modality: str, rate_hz: float, seconds: float) -> Load:
+    """The loop beside a thread that gives `rate_hz` readings of `modality`; the others are held."""
+    ages_ms: list[float] = []
+    with _Rig(bundle, readings) as rig:
+        for number in range(20):
+            rig.decide(modality, number)
+        stop = threading.Event()
+        before = rig.mailbox.received[modality], rig.mailbox.dropped[modality]
+        sensor = threading.Thread(target=rig.give, args=(modality, 1 / rate_hz, seconds, stop), daemon=True)
+        sensor.start()
+        for decision in rig.loop.decisions(stop):
+            if modality in decision.stages_ms:
+                ages_ms.append(decision.age_ms[modality])
+        sensor.join()
+        return Load(ages_ms, rig.mailbox.received[modality] - before[0], rig.mailbox.dropped[modality] - before[1])
+
+
+class _Rig:
+    """A loop, its mailbox, and a reading of every sensor in it."""
+
+    def __init__(self, bundle: Bundle, readings: Readings) -> None:
+        self._readings = readings
+        self.mailbox: Mailbox = mailbox_for(readings)
+        self._writers = {m: self.mailbox.writer(m) for m in readings}
+        self.loop = Loop(bundle.info, lambda: OnnxBackend(bundle, threads=1), self.mailbox, limits_ms=NEVER)
+        self.loop.open()
+        for modality in readings:
+            self._put(modality, 0)
+
+    def _put(self, modality: str, number: int) -> None:
+        t_ns = time.monotonic_ns()
+        writer = self._writers[modality]
+        fill(writer.tensors, self._readings[modality][number % len(self._readings[modality])])
+        writer.put(t_ns)
+
+    def decide(self, modality: str, number: int) -> Decision:
+        """Give a reading and decide at once."""
+        self._put(modality, number)
+        decision = self.loop.step()
+        assert decision is not None
+        return decision
+
+    def give(self, modality: str, period_s: float, seconds: float, stop: threading.Event) -> None:
+        """Give readings at an even rate for a while, then stop the loop; what is late is not made up for."""
+        begin = time.perf_counter()
+        due = begin
+        number = 0
+        while due < begin + seconds:
+            time.sleep(max(0.0, due - time.perf_counter()))
+            self._put(modality, number)
+            number += 1
+            due = max(due + period_s, time.perf_counter() - period_s)
+        stop.set()
+        self.mailbox.poke()
+
+    def __enter__(self) -> _Rig:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loop.close()
+
+
+def measure_load(bundle: Bundle, readings: Readings, seconds: float) -> dict[str, Any]:
+    """Each camera and microphone by itself at 80 % and at 200 % of what the loop takes.
+
+    Returns:
+        modality -> {decision_ms, age_p95_at_80, ratio_at_80, age_p95_at_200, ratio_at_200, growth_at_200,
+        dropped_at_80, dropped_at_200}: ratios are against the decision time, growth is that of the second half of the
+        run against the first, dropped are shares of the readings.
+    """
+    found = {}
+    for modality in (m for m in readings if m != "text"):
+        took_ms = decision_ms(bundle, readings, modality)
+        row: dict[str, Any] = {"decision_ms": took_ms}
+        for percent in (80, 200):
+            load = run_load(bundle, readings, modality, percent / 100 / (took_ms / 1e3), seconds)
+            p95_ms = float(np.percentile(load.ages_ms, 95))
+            half = len(load.ages_ms) // 2
+            row[f"age_p95_ms_at_{percent}"] = p95_ms
+            row[f"ratio_at_{percent}"] = p95_ms / took_ms
+            row[f"growth_at_{percent}"] = float(
+                np.percentile(load.ages_ms[half:], 95) / np.percentile(load.ages_ms[:half], 95)
+            )
+            row[f"dropped_at_{percent}"] = load.dropped / load.given
+        found[modality] = row
+    return found
