@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from edgefuse.runtime.decision import Decision, Notice
-from edgefuse.runtime.options import parse_limits
 from edgefuse.runtime.outputs import Lines
 from edgefuse.runtime.run import run
+from edgefuse.runtime.run_options import parse_limits
 
 
 def run_lines(

@@ -20,9 +20,9 @@ from edgefuse.runtime.bundle import Bundle, BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
 from edgefuse.runtime.loop import Loop
 from edgefuse.runtime.mailbox import Mailbox
-from edgefuse.runtime.options import Options
 from edgefuse.runtime.pace import Pace
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.run_options import Options
 from edgefuse.runtime.sensors import Sensors
 from edgefuse.runtime.source import Source
 from edgefuse.runtime.texts import Typed, open_text
@@ -161,7 +161,14 @@ def _board(
     from edgefuse.runtime.board import Board
     from edgefuse.runtime.web import Web
 
-    board = Board(info, mailbox, ask=typed.say if typed else None, backend=asked.backend or DEFAULT)
+    board = Board(
+        info,
+        mailbox,
+        ask=typed.say if typed else None,
+        question=asked.text or "",
+        backend=asked.backend or DEFAULT,
+        gap_s=asked.gap_s,
+    )
     web = stack.enter_context(Web(board, port, asked.web_host))
     told.decisions.append(board.decision)
     told.alarms.append(board.alarm)
