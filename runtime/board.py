@@ -5,11 +5,13 @@ The loop and the sensors only store; nothing is encoded, and no array is made, w
 
 from __future__ import annotations
 
+import heapq
 import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cv2
@@ -45,7 +47,9 @@ class Board:
         info: the contract of the bundle.
         mailbox: the loop's, for counts.
         ask: takes a question, "" to withdraw it; None where the model reads no text.
+        question: the one that the run begins with.
         backend: what the parts run on, as it is shown.
+        gap_s: time that the loop lets pass between two decisions, if any.
     """
 
     def __init__(
@@ -54,11 +58,13 @@ class Board:
         mailbox: Mailbox,
         *,
         ask: Callable[[str], None] | None = None,
+        question: str = "",
         backend: str = "",
+        gap_s: float = 0.0,
     ) -> None:
-        self.metrics = Metrics(info, mailbox)
-        self._ask, self._backend = ask, backend
-        self._question = ""
+        self.metrics = Metrics(info, mailbox, gap_s)
+        self._ask, self._question = ask, question
+        self._backend = backend
         self._picture: Picture | None = None
         self._jpeg = (0, b"")  # the number of its picture
         self._next_jpeg_s = -math.inf
@@ -135,9 +141,9 @@ class Board:
             self._jpeg = (picture.number, _encoded(picture.bgr))
         return self._jpeg[1]
 
-    def _best(self, probabilities: NDArray[np.float64]) -> list[tuple[str, float]]:
-        order = np.argsort(-probabilities)[:BEST]
-        return [(self.metrics.info.labels[index], float(probabilities[index])) for index in order]
+    def _best(self, probabilities: tuple[float, ...]) -> list[tuple[str, float]]:
+        labels = self.metrics.info.labels
+        return heapq.nlargest(BEST, zip(labels, probabilities, strict=True), key=itemgetter(1))
 
     def _remember(self, about: str, is_well: bool, message: str) -> None:
         self._events.append({"at_s": time.time(), "about": about, "is_well": is_well, "message": message})

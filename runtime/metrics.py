@@ -19,7 +19,7 @@ from edgefuse.runtime.sensors import Sensors
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # upper ends
-STUCK_MS = 5000.0  # the loop looks for readings twice a second, also where nothing is new
+STUCK_MS = 5000.0  # without a look for readings: a loop looks twice a second, also where nothing is new
 
 # Name -> type, label of its samples, help.
 GAUGE, COUNTER = "gauge", "counter"
@@ -54,9 +54,11 @@ class Metrics:
     Args:
         info: the contract of the bundle.
         mailbox: counts the readings, and knows when the loop last looked.
+        gap_s: time that the loop lets pass between two decisions, if any.
     """
 
-    def __init__(self, info: BundleInfo, mailbox: Mailbox) -> None:
+    def __init__(self, info: BundleInfo, mailbox: Mailbox, gap_s: float = 0.0) -> None:
+        self._stuck_ms = STUCK_MS + 1e3 * gap_s
         self.info = info
         self.mailbox = mailbox
         self.sensors: Sensors | None = None  # who knows of restarts, once there is one
@@ -111,7 +113,7 @@ class Metrics:
         """Whether decisions can be made, and what `/health` says; "down" where none can."""
         troubles = dict(self.troubles)
         silent_ms = (time.monotonic_ns() - self.mailbox.looked_ns) / 1e6
-        if silent_ms > STUCK_MS:
+        if silent_ms > self._stuck_ms:
             troubles["loop"] = f"the loop has not looked for readings for {silent_ms / 1e3:.0f} s"
         is_down = self.newest is None or "loop" in troubles or "backend" in troubles
         status: Literal["ok", "degraded", "down"] = "down" if is_down else "degraded" if troubles else "ok"

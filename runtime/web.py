@@ -173,7 +173,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         return socket.create_server((address[0], port), family=family)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.args[-1]  # create_server adds the address
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.args[-1]  # the error's own words would repeat the address
         found = f"the page cannot be served on {host} port {port} ({why})"
         raise WebError(f"{found}; give another --web or --web-host") from None
 

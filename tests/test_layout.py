@@ -22,6 +22,7 @@ BACKENDS = {
     "tensorrt_rtx": "backend_trt.py",
     "cuda": "cuda.py",
 }
+PAGE = {"starlette", "uvicorn"}  # the extra [web]: imported by web.py at once, so that web.py is imported on use
 ALLOWED = {
     "runtime": {"edgefuse.runtime"},
     "train": {"edgefuse.runtime", "edgefuse.train"},
@@ -68,6 +69,10 @@ def test_a_file_imports_only_what_its_room_may(path):
             assert is_under(module, allowed), f"{path} imports {module}"
         if room != "train" and not exporter:
             assert not is_under(module, TRAINING), f"{path} imports {module}: only train/ and export.py may"
+        if is_under(module, PAGE):
+            assert path == ROOT / "runtime/web.py", f"{path} imports {module}"
+        if is_under(module, {"edgefuse.runtime.web"}):
+            assert not at_import, f"{path} imports {module} before it is used"
         if room == "runtime" and module.split(".")[0] in BACKENDS:
             assert not at_import, f"{path} imports {module} before it is used"
             assert path.name == BACKENDS[module.split(".")[0]], f"{path} imports {module}"

@@ -163,3 +163,13 @@ def test_a_loop_that_no_longer_looks_is_down_and_one_with_nothing_new_is_not(met
 
     metrics.mailbox.take("image")
     assert metrics.health()[0] == "ok"
+
+
+def test_a_loop_that_is_told_to_be_slow_is_not_stuck():
+    slow = Metrics(contract(), mailbox(), gap_s=60.0)
+    slow.decision(decision())
+
+    slow.mailbox.looked_ns -= 60 * SECOND_NS
+    assert slow.health()[0] == "ok"
+    slow.mailbox.looked_ns -= 6 * SECOND_NS
+    assert slow.health()[0] == "down"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from edgefuse.runtime.alarms import AlarmEvent
 from edgefuse.runtime.bundle import AudioSpec, BundleInfo, ImageSpec, PartInfo, TextSpec, TokenSpec, part_file
 from edgefuse.runtime.decision import Decision, Notice
@@ -48,7 +46,7 @@ def decision(label: str = "red", confidence: float = 0.9, *, total_ms: float = 4
         skew_ms=max(ages_ms.values()) - min(ages_ms.values()),
         stages_ms={"image": 2.5, "head": 0.25, "total": total_ms},
         dropped={"image": 3, "audio": 0, "text": 0},
-        probabilities=np.array([(1 - confidence) / 2, (1 - confidence) / 2, confidence]),
+        probabilities=((1 - confidence) / 2, (1 - confidence) / 2, confidence),
     )
 
 
