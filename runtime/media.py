@@ -23,8 +23,9 @@ _PNG_ALPHA = 4  # this bit of a PNG's colour type says that there is an alpha ch
 _STREAMED_SIZE = (0, 0xFFFFFFFF)  # what a RIFF header says when its writer did not know the length
 _LEAST_DECODED = 0.98  # of the announced samples; the count of an MP3 can be an estimate
 
-# OpenCV's own lines on stderr say no more than MediaError does.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# OpenCV's own lines on stderr say no more than MediaError does. The function has another place in OpenCV 5 than in 4.
+_SILENT = 0
+(cv2.setLogLevel if hasattr(cv2, "setLogLevel") else cv2.utils.logging.setLogLevel)(_SILENT)
 
 
 def read_media(path: str | Path) -> bytes:
