@@ -6,10 +6,15 @@ from edgefuse.runtime.backend import Backend
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.engines import COMPILED_SET, ENGINE_TARGETS
 from edgefuse.runtime.errors import BackendError
-from edgefuse.runtime.providers import PROVIDERS
+from edgefuse.runtime.providers import PROVIDERS, part_set_for
 
 DEFAULT = "cpu"
 KINDS = (*PROVIDERS, *ENGINE_TARGETS)
+
+
+def part_set_of(bundle: Bundle, kind: str | None, part_set: str | None = None) -> str:
+    """The parts that `open_backend` runs when it is asked for this."""
+    return part_set or (COMPILED_SET if kind in ENGINE_TARGETS else part_set_for(bundle, kind or DEFAULT))
 
 
 def open_backend(bundle: Bundle, kind: str | None, threads: int = 0, part_set: str | None = None) -> Backend:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.backends import open_backend, part_set_of
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import GateError, ManifestError
 from edgefuse.runtime.manifest import Example, read_manifest
@@ -169,35 +169,38 @@ def evaluate(
     manifest: str | Path,
     *,
     part_set: str | None = None,
+    backend: str | None = None,
     drop: Collection[str] = (),
     split: str = "test",
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of one part set of a bundle on one split of a manifest, on ONNX Runtime.
+    """Accuracy of one part set of a bundle on one split of a manifest.
 
     Args:
         bundle: folder of the bundle.
         manifest: the .jsonl file; every line of the split needs a label that the model knows.
-        part_set: "fp32", "trt" or "cpu"; None takes cpu where the bundle has it, else fp32.
+        part_set, backend: see `open_backend`.
         drop: sensors that the headline accuracy is measured without.
         split: "train", "val" or "test".
         limit: use this many lines at most, evenly spread.
 
     Returns:
-        {accuracy, interval, n, by_answer_type, by_subset, part_set, manifest, split}. The headline uses every sensor
-        that a line has, `drop` excepted, and leaves out lines that then have none. `by_subset` holds each subset of
-        sensors that some line has entirely, measured on those lines.
+        {accuracy, interval, n, by_answer_type, by_subset, part_set, backend, manifest, split}. The headline uses every
+        sensor that a line has, `drop` excepted, and leaves out lines that then have none. `by_subset` holds each subset
+        of sensors that some line has entirely, measured on those lines.
 
     Raises:
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
+        EdgefuseError: the backend cannot be opened; see `open_backend`.
     """
     opened = Bundle.open(bundle)
     examples = read_manifest(manifest, split=split, labels=opened.info.labels, limit=limit)
     types = answer_types(examples)
-    with OnnxBackend(opened, part_set) as backend:
-        answered = right_by_subset(encode_examples(Predictor(opened, backend), examples), examples, drop)
+    with open_backend(opened, backend, part_set=part_set) as device:
+        answered = right_by_subset(encode_examples(Predictor(opened, device), examples), examples, drop)
     reports = {name: _report(right, types[lines]) for name, (lines, right) in answered.items()}
-    told = {"part_set": backend.part_set, "manifest": str(manifest), "split": split}
+    ran = {"part_set": part_set_of(opened, backend, part_set), "backend": device.name}
+    told = {**ran, "manifest": str(manifest), "split": split}
     return {**reports.pop(ALL), "by_subset": reports, **told}
 
 

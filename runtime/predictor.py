@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefuse.runtime.backend import Parts, Tensors
-from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.backends import open_backend
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.errors import MediaError
 from edgefuse.runtime.media import Pcm, Pixels
@@ -105,16 +105,17 @@ def predict_once(
     audio: Audio | None = None,
     text: str | None = None,
     part_set: str | None = None,
+    backend: str | None = None,
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Open a bundle on ONNX Runtime, answer once and close it; the arguments are those of OnnxBackend and `predict`.
+    """Open a bundle, answer once and close it; the arguments are those of `open_backend` and `predict`.
 
     Raises:
-        BundleError, MediaError, MissingExtraError: see `Bundle.open`, `Predictor.predict`, `OnnxBackend`.
+        EdgefuseError: see `Bundle.open`, `open_backend` and `Predictor.predict`.
     """
     opened = Bundle.open(bundle)
-    with OnnxBackend(opened, part_set, threads) as backend:
-        return asdict(Predictor(opened, backend).predict(image=image, audio=audio, text=text))
+    with open_backend(opened, backend, threads, part_set) as device:
+        return asdict(Predictor(opened, device).predict(image=image, audio=audio, text=text))
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

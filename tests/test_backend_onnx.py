@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgefuse.runtime.backend_onnx import OnnxBackend, _waiting, open_session
+from edgefuse.runtime import backend_onnx as module
+from edgefuse.runtime.backend_onnx import OnnxBackend, _waiting, loop_threads, open_session
 from edgefuse.runtime.bundle import Bundle
-from edgefuse.runtime.errors import BundleError
+from edgefuse.runtime.errors import BackendError, BundleError
 
 
 def test_outputs_have_the_names_and_types_of_the_contract(tiny):
@@ -142,3 +144,43 @@ def test_workers_leave_the_cores_alone_after_a_run():
 @pytest.mark.parametrize(("version", "setting"), [("1.25.1", "allow_spinning"), ("1.26.0", "spin_duration_us")])
 def test_an_old_onnxruntime_lets_its_workers_sleep(version, setting):
     assert list(_waiting(version)) == [f"session.intra_op.{setting}"]
+
+
+def test_a_pipeline_leaves_a_core_to_the_sensors_unless_threads_are_given(tiny, monkeypatch):
+    opened = []
+    monkeypatch.setattr(module, "open_session", lambda model, **options: opened.append(options) or open_session(model))
+    monkeypatch.setattr(module, "loop_threads", lambda: 5)
+    bundle = Bundle.open(tiny.bundle)
+
+    with OnnxBackend(bundle) as backend:
+        backend.load("text")
+        backend.pipeline()
+    with OnnxBackend(bundle, threads=2) as backend:
+        backend.pipeline()
+
+    assert [options["threads"] for options in opened] == [0, 5, 5, 5, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("cores", "threads"), [({0}, 1), ({0, 1}, 1), (set(range(8)), 7)])
+def test_the_cores_that_this_process_may_use_count(monkeypatch, cores, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: cores)
+
+    assert loop_threads() == threads
+
+
+def test_a_provider_that_does_not_start_is_no_silent_cpu(tiny, monkeypatch):
+    """As onnxruntime-gpu behaves without CUDA: the provider is there, and the session has the CPU alone."""
+    import onnxruntime
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+
+    with pytest.raises(BackendError, match="CUDAExecutionProvider does not start here"):
+        OnnxBackend(Bundle.open(tiny.bundle), provider="ort-cuda").load("image")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgefuse.runtime.backends import KINDS, open_backend
+from edgefuse.runtime.backends import KINDS, open_backend, part_set_of
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import BackendError, EdgefuseError, MissingExtraError
+from edgefuse.runtime.evaluate import evaluate
+from edgefuse.runtime.predictor import predict_once
 
 
 @pytest.mark.parametrize("kind", [None, "cpu"])
@@ -22,6 +24,23 @@ def test_the_cpu_is_the_default_and_runs_the_cpu_parts(tiny, kind):
 
 def test_other_parts_run_where_they_are_asked_for(tiny):
     assert open_backend(Bundle.open(tiny.bundle), "cpu", part_set="fp32").name == "onnxruntime:fp32"
+
+
+def test_predict_and_eval_run_on_the_backend_that_is_asked_for(tiny):
+    assert predict_once(tiny.bundle, text="green", backend="cpu")["label"] == "green"
+    measured = evaluate(tiny.bundle, tiny.manifest, backend="cpu", part_set="fp32")
+    assert (measured["part_set"], measured["backend"]) == ("fp32", "onnxruntime:fp32")
+
+    with pytest.raises(MissingExtraError, match="OpenVINOExecutionProvider"):
+        predict_once(tiny.bundle, text="green", backend="openvino")
+    with pytest.raises(MissingExtraError, match="OpenVINOExecutionProvider"):
+        evaluate(tiny.bundle, tiny.manifest, backend="openvino")
+
+
+@pytest.mark.parametrize(("kind", "parts"), [(None, "cpu"), ("openvino", "fp32"), ("tensorrt-rtx", "trt")])
+def test_each_backend_has_parts_that_are_made_for_it(tiny, kind, parts):
+    assert part_set_of(Bundle.open(tiny.bundle), kind) == parts
+    assert part_set_of(Bundle.open(tiny.bundle), kind, "fp32") == "fp32"
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are(tiny):
