@@ -78,22 +78,22 @@ class Engine:
     Args:
         runtime: what `open_runtime` gave.
         what: it in words, for messages.
-        plan: its bytes.
+        data: its bytes.
         cache: where TensorRT-RTX keeps the kernels that it compiled for this GPU.
 
     Raises:
         EngineError: TensorRT does not take the plan; says why.
     """
 
-    def __init__(self, runtime: trt.Runtime, what: str, plan: bytes, cache: Path) -> None:
+    def __init__(self, runtime: trt.Runtime, what: str, data: bytes, cache: Path) -> None:
         _LOGGER.errors.clear()
         self.what = what
-        self._cache = cache
-        self._engine = runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
+        self.cache = cache
+        self.cuda_engine = runtime.deserialize_cuda_engine(data)
+        if self.cuda_engine is None:
             raise EngineError(f"{what} cannot be loaded: {_why()}")
         try:
-            names = map(self._engine.get_tensor_name, range(self._engine.num_io_tensors))
+            names = map(self.cuda_engine.get_tensor_name, range(self.cuda_engine.num_io_tensors))
             self.tensors = tuple(map(self._tensor, names))
             self.batches = self._batches()  # smallest and largest
         except BaseException:
@@ -101,28 +101,19 @@ class Engine:
             raise
 
     def context(self) -> Context:
-        """A new context; it must be closed before the engine.
-
-        Raises:
-            EngineError: there is no memory for it.
-        """
-        strategies = getattr(trt, "CudaGraphStrategy", None)  # TensorRT-RTX only
-        rtx = None if strategies is None else RtxCache(self._engine, self._cache, strategies.WHOLE_GRAPH_CAPTURE)
-        made = self._engine.create_execution_context(*(() if rtx is None else (rtx.config,)))
-        if made is None:
-            raise EngineError(f"{self.what} cannot be made ready: {_why()}")
-        return Context(self, made, rtx)
+        """What runs it; see Context."""
+        return Context(self)
 
     def close(self) -> None:
         """Free it; its contexts are closed already."""
-        del self._engine
+        del self.cuda_engine
 
     def _tensor(self, name: str) -> Tensor:
-        kind = self._engine.get_tensor_dtype(name).name
+        kind = self.cuda_engine.get_tensor_dtype(name).name
         if kind not in DTYPES:
             raise EngineError(f"{self.what} has {name} as {kind}; only {', '.join(DTYPES)} can be filled; export again")
-        is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        return Tensor(name, is_input, np.dtype(DTYPES[kind]), tuple(self._engine.get_tensor_shape(name)))
+        is_input = self.cuda_engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        return Tensor(name, is_input, np.dtype(DTYPES[kind]), tuple(self.cuda_engine.get_tensor_shape(name)))
 
     def _batches(self) -> tuple[int, int]:
         smallest, largest = 1, 2**31
@@ -131,26 +122,33 @@ class Engine:
                 continue
             least = most = tensor.sizes[0]
             if least == -1:
-                shapes = self._engine.get_tensor_profile_shape(tensor.name, PROFILE)  # smallest, best, largest
+                shapes = self.cuda_engine.get_tensor_profile_shape(tensor.name, PROFILE)  # smallest, best, largest
                 least, most = shapes[0][0], shapes[2][0]
             smallest, largest = max(smallest, least), min(largest, most)
         return smallest, largest
 
 
 class Context:
-    """What runs an engine, with one batch size at a time.
+    """What runs an engine, with one batch size at a time; to be closed before the engine.
 
     Args:
-        engine: what it is of.
-        context: TensorRT's own.
-        rtx: what TensorRT-RTX was told; None for TensorRT.
+        engine: what to run.
+
+    Raises:
+        EngineError: there is no memory for it.
     """
 
-    def __init__(self, engine: Engine, context: trt.IExecutionContext, rtx: RtxCache | None) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.captures_itself = rtx is not None  # in CUDA graphs
-        self._context = context
-        self._rtx = rtx
+        strategies = getattr(trt, "CudaGraphStrategy", None)  # TensorRT-RTX only
+        self.captures_itself = strategies is not None  # in CUDA graphs
+        self._rtx: RtxCache | None = None
+        if strategies is not None:
+            self._rtx = RtxCache(engine.cuda_engine, engine.cache, strategies.WHOLE_GRAPH_CAPTURE)
+        self._context = engine.cuda_engine.create_execution_context(*((self._rtx.config,) if self._rtx else ()))
+        if self._context is None:
+            self.close()
+            raise EngineError(f"{engine.what} cannot be made ready: {_why()}")
 
     def set_batch(self, batch: int) -> dict[str, Shape]:
         """Choose the batch; returns the shape of every tensor.
@@ -163,11 +161,11 @@ class Context:
             if tensor.is_input and not self._context.set_input_shape(tensor.name, shape):
                 raise BackendError(f"{self.engine.what} refuses {tensor.name} as {list(shape)}: {_why()}")
         try:
-            missing = self._context.infer_shapes()
+            missing = ", ".join(self._context.infer_shapes())
         except RuntimeError as error:
-            raise BackendError(f"{self.engine.what} has no shapes for a batch of {batch}: {error}; {_why()}") from None
+            missing = str(error)
         if missing:
-            raise BackendError(f"{self.engine.what} does not know the shape of {', '.join(missing)}: {_why()}")
+            raise BackendError(f"{self.engine.what} has no shapes for a batch of {batch}: {missing}; {_why()}")
         return {tensor.name: tuple(self._context.get_tensor_shape(tensor.name)) for tensor in self.engine.tensors}
 
     def set_address(self, name: str, address: int) -> None:

@@ -50,6 +50,10 @@ _KNOWN = (
         r"CUDA initialization failure with error",
         NO_GPU,
     ),
+    (  # what is left of a line whose end said that there is no driver
+        r"deserializeCudaEngine: Error Code 1: Cuda Runtime \(In ScopedCudaStream at \S*$",
+        NO_GPU,
+    ),
     # 10.16.2 on Orin, #4832
     (
         r"Could not infer output types for operation: dequantize",

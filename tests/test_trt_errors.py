@@ -43,6 +43,17 @@ NOISE = (
             "the file is no engine of this program",
         ),
         (
+            "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at "
+            "/_src/common/dispatch/cudaResources.cpp:25 (cudaError 35: CUDA driver version is insufficient for CUDA "
+            "runtime version))",
+            NO_GPU,
+        ),
+        (  # not met: another error at the same place
+            "IRuntime::deserializeCudaEngine: Error Code 1: Cuda Runtime (In ScopedCudaStream at "
+            "/_src/common/dispatch/cudaResources.cpp:25 (cudaError 999: unknown error))",
+            "(cudaError 999: unknown error))",
+        ),
+        (
             "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([tactic.cpp:1676: enumerate_tactics] Tactic "
             "Selection: no tactics to implement the operation within workspace limit. Consider increase the allowed "
             "workspace size if applicable.; [tactic.cpp:264: run] Error during tactic selection.)",
