@@ -18,7 +18,7 @@ from edgefuse.runtime.record import INDEX, Recorder
 
 MODULE = "edgefuse.benchmarks.loop_memory"  # run as a script, it measures its own memory
 GAP_EVERY_S = 60  # of the recording: then sensors are away for longer than their limit
-WARM = 0.05  # share of the decisions before memory counts: caches, arenas, the first of everything
+MOMENTS = 20  # at which memory is read; until the first of them caches fill and arenas grow
 
 
 def write_recording(folder: Path, readings: Readings, sample_rate: int, decisions: int) -> None:
@@ -52,7 +52,7 @@ def measure_memory(bundle: Path, recording: Path, decisions: int) -> dict[str, A
 
 
 def _measure_self(bundle: str, recording: str, decisions: int, way: str) -> dict[str, Any]:
-    """{growth_bytes, bytes: at twenty moments}."""
+    """{growth_bytes, bytes: at MOMENTS}."""
     import psutil
 
     from edgefuse.runtime.run import run
@@ -61,9 +61,9 @@ def _measure_self(bundle: str, recording: str, decisions: int, way: str) -> dict
     if way == "traced":
         tracemalloc.start()
     held = []
-    every = max(1, decisions // 20)
+    every = max(1, decisions // MOMENTS)
     for number, _ in enumerate(run(bundle, replay=recording, speed=0.0, threads=1, count=decisions), start=1):
-        if number % every == 0 or number == int(decisions * WARM):
+        if number % every == 0:
             held.append(tracemalloc.get_traced_memory()[0] if way == "traced" else process.memory_info().rss)
     return {"growth_bytes": max(held) - held[0], "bytes": held}
 
