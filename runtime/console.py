@@ -126,7 +126,11 @@ def _signals_set(stop: threading.Event) -> Iterator[list[int]]:
             caught.append(number[0])
             stop.set()
 
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda *_: None)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN  # as in a shell's background job, which ctrl-C must not end
+    }
     descriptor = signal.set_wakeup_fd(writer.fileno())
     thread = threading.Thread(target=watch, name="signals", daemon=True)
     thread.start()

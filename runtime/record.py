@@ -157,6 +157,6 @@ def _new_index(folder: Path) -> TextIO:
             (folder / modality).mkdir(parents=True, exist_ok=True)
         return (folder / INDEX).open("x", encoding="utf-8")
     except FileExistsError:
-        raise OptionError(f"{folder} holds a recording, or is a file; give another folder") from None
+        raise OptionError(f"{folder} holds a recording; give another folder") from None
     except OSError as error:
         raise OptionError(f"{folder} cannot be recorded to ({error.strerror}); give another folder") from None

@@ -112,7 +112,7 @@ def test_a_topic_stands_before_the_document_and_alarms_have_their_own():
 
 @pytest.mark.parametrize(
     "topic",
-    ["", "a b", "home/+/door", "home/#", "a\nb", "a\0b", "$SYS/x", "x" * 65_536, "half \ud800".replace(" ", "")],
+    ["", "a b", "home/+/door", "home/#", "a\nb", "a\0b", "$SYS/x", "x" * 65_536, "half\ud800"],
 )
 def test_a_topic_that_cannot_be_published_to_is_refused(topic):
     with pytest.raises(OptionError, match="no MQTT topic") as refused:
