@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections import deque
 from pathlib import Path
 
@@ -180,3 +181,17 @@ def test_one_picture_ends_without_a_word(tmp_path, canvas, mailbox):
         picture.read(writer)
 
     assert str(end.value) == ""
+
+
+def test_no_array_is_made_for_a_picture(canvas, mailbox):
+    writer, frame = mailbox.writer("image"), np.zeros((480, 640, 3), np.uint8)
+    canvas.put(frame, writer, 0)
+    tracemalloc.start()
+    try:
+        for t_ns in range(20):
+            canvas.put(frame, writer, t_ns)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < frame.nbytes / 100
