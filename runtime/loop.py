@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from math import exp
+from math import exp, isfinite
 from types import TracebackType
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from edgefuse.runtime.backend import Backend, Outcome, Pipeline, Tensors
 from edgefuse.runtime.bundle import BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
-from edgefuse.runtime.errors import BackendError
+from edgefuse.runtime.errors import BackendError, EdgefuseError
 from edgefuse.runtime.mailbox import Mailbox
 
 LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
@@ -174,6 +174,8 @@ class Loop:
         assert self._pipeline is not None
         try:
             outcome = self._pipeline.run(fresh, self._presence)
+            if not isfinite(sum(outcome.logits.tolist())):
+                raise BackendError("its answer is not a number")
         except BackendError as error:
             self._fail(error)
             return None
@@ -199,7 +201,9 @@ class Loop:
             return False
         try:
             self.open()
-        except BackendError as error:
+        except EdgefuseError as error:  # a driver that is gone is an EngineError, a disk that is gone a BundleError
+            if not self._failures:
+                raise
             self._fail(error)
             return False
         return True
