@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from edgefuse.runtime.run_command import run
+from edgefuse.runtime.shared_options import AudioFile, BundlePath, ImageFile, Json, PartDir, Text, Threads
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -25,7 +26,6 @@ app = typer.Typer(
 data = typer.Typer(help="Make a manifest out of public data that installs by name.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-PartSet = Literal["fp32", "trt", "cpu"]
 Split = Literal["train", "val", "test"]
 
 
@@ -46,11 +46,6 @@ class TrtVersion(str, Enum):
     rtx = "rtx"
 
 
-BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
-PartDir = Annotated[
-    PartSet | None, typer.Option("--part-dir", help="Part set to run; cpu where the bundle has it, else fp32.")
-]
 Manifest = Annotated[
     Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
 ]
@@ -204,16 +199,34 @@ def build(
 @app.command()
 def predict(
     bundle: BundlePath,
-    image: Annotated[Path | None, typer.Option(help="A picture file.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="A sound file.")] = None,
-    text: Annotated[str | None, typer.Option(help="A text.")] = None,
+    image: ImageFile = None,
+    audio: AudioFile = None,
+    text: Text = None,
     part_dir: PartDir = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
+    threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Answer once, from any subset of the sensors."""
     options = {"image": image, "audio": audio, "text": text, "part_set": part_dir, "threads": threads}
     run_verb("runtime.predictor:predict_once", as_json, bundle, **options)
+
+
+@app.command()
+def explain(
+    bundle: BundlePath,
+    image: ImageFile = None,
+    audio: AudioFile = None,
+    text: Text = None,
+    label: Annotated[str | None, typer.Option(help="Label to explain.", show_default="the best one")] = None,
+    out: Annotated[Path | None, typer.Option(help="Page or picture to write, as .html or .png.")] = None,
+    part_dir: PartDir = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the parts, as in `run`.", show_default="cpu")] = None,
+    threads: Threads = 0,
+    as_json: Json = False,
+) -> None:
+    """What one answer hangs on: each sensor, patch of the picture, moment of the sound and word."""
+    options = {"label": label, "out": out, "part_set": part_dir, "backend": backend, "threads": threads}
+    run_verb("runtime.explain:explain", as_json, bundle, image=image, audio=audio, text=text, **options)
 
 
 @app.command("eval")

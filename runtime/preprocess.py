@@ -21,7 +21,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE, Bundle
 from edgefuse.runtime.errors import BundleError, MediaError
 from edgefuse.runtime.media import Pcm, Pixels, decode_audio, decode_image, read_media
 
-PAD_TOKEN = "[PAD]"
+PAD_TOKEN, MASK_TOKEN = "[PAD]", "[MASK]"
 
 Decoded = Pixels | tuple[Pcm, int] | str  # a picture; a sound and its rate in Hz; a text
 
@@ -103,6 +103,8 @@ class Tokenizer:
         pad_id = self._pieces.token_to_id(PAD_TOKEN)
         if pad_id is None:
             raise BundleError(f"tokenizer.json has no {PAD_TOKEN} token; use a WordPiece tokenizer")
+        self.pad_id = int(pad_id)
+        self.mask_id: int | None = self._pieces.token_to_id(MASK_TOKEN)
         self._pieces.enable_truncation(max_tokens)
         self._pieces.enable_padding(length=max_tokens, pad_id=pad_id, pad_token=PAD_TOKEN)
 
@@ -125,6 +127,20 @@ class Tokenizer:
         mask = np.array([encoding.attention_mask for encoding in encodings], np.int32)  # [B, L]
         return ids, mask
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """Each word of `text` with the places of its pieces among the ids; none where the text is cut before it."""
+        encoding = self._pieces.encode(text)
+        spans: dict[int, list[int]] = {}  # word -> where it begins and ends in the text
+        places: dict[int, list[int]] = {}
+        for part in (encoding, *encoding.overflowing):
+            for place, (word, (start, end)) in enumerate(zip(part.word_ids, part.offsets, strict=True)):
+                if word is None:  # padding, [CLS], [SEP]
+                    continue
+                span = spans.setdefault(word, [start, end])
+                span[:] = min(span[0], start), max(span[1], end)
+                places.setdefault(word, []).extend([place] if part is encoding else [])
+        return [(text[slice(*spans[word])], places[word]) for word in spans]
+
 
 class Preprocessor:
     """What stands between the raw value of a sensor and the tensors of its part, for one bundle.
@@ -134,7 +150,7 @@ class Preprocessor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._info = info = bundle.info
-        self._tokenizer = info.text and Tokenizer(bundle.read(TOKENIZER_FILE), info.text.max_tokens)
+        self.tokenizer = info.text and Tokenizer(bundle.read(TOKENIZER_FILE), info.text.max_tokens)
 
     def decode(self, modality: str, value: Any) -> Decoded:
         """Decode a file, or check what is decoded already.
@@ -184,8 +200,8 @@ class Preprocessor:
         elif modality == "audio" and (audio := self._info.audio):
             pcm, rate = decoded
             fill_audio(_resampled(pcm, rate, audio.sample_rate), tensors["audio"][0])
-        elif self._tokenizer:
-            for name, values in zip(SENSOR_TENSORS[modality], self._tokenizer.encode([decoded]), strict=True):
+        elif self.tokenizer:
+            for name, values in zip(SENSOR_TENSORS[modality], self.tokenizer.encode([decoded]), strict=True):
                 tensors[name][:] = values  # [1, L]
 
     def _unknown(self, modality: str) -> MediaError:

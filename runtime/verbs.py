@@ -23,6 +23,9 @@ SHOWN = {
     "optimize.quantize:quantize": (
         "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
     ),
+    "runtime.explain:explain": (
+        "label", "answer", "logit", "baseline_logit", "shapley", "words", "seconds", "out",
+    ),
 }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from edgefuse.runtime import cli, verbs
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "eval", "run",
-    "bench", "data",
+    "demo", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain", "eval",
+    "run", "bench", "data",
 ]  # fmt: skip
 
 

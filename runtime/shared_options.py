@@ -1,0 +1,20 @@
+"""The options of the command line that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+PartSet = Literal["fp32", "trt", "cpu"]
+
+BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+PartDir = Annotated[
+    PartSet | None, typer.Option("--part-dir", help="Part set to run; cpu where the bundle has it, else fp32.")
+]
+ImageFile = Annotated[Path | None, typer.Option(help="A picture file.")]
+AudioFile = Annotated[Path | None, typer.Option(help="A sound file.")]
+Text = Annotated[str | None, typer.Option(help="A text.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")]
