@@ -170,10 +170,10 @@ def _board(
         gap_s=asked.gap_s,
     )
     web = stack.enter_context(Web(board, port, asked.web_host))
+    told.notice(Notice(time.monotonic_ns() / 1e6, "page", True, f"open {web.url}"))
     told.decisions.append(board.decision)
     told.alarms.append(board.alarm)
     told.notices.append(board.notice)
-    told.notice(Notice(time.monotonic_ns() / 1e6, "page", True, f"open {web.url}"))
     return board
 
 
