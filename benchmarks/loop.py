@@ -25,6 +25,7 @@ import numpy as np
 from edgefuse.benchmarks.decision import measure_overhead
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.fault_check import judge
+from edgefuse.benchmarks.loop_explain import measure_explain
 from edgefuse.benchmarks.loop_faults import REAL, run_faults
 from edgefuse.benchmarks.loop_install import installed
 from edgefuse.benchmarks.loop_load import measure_load
@@ -158,13 +159,26 @@ def start(subject: Subject) -> tuple[Rows, Any]:
     return [_row(f"start of edgefuse run to its {name}, s", s, "<= 1.5", s <= 1.5) for name, s in found.items()], found
 
 
+def explain(subject: Subject) -> tuple[Rows, Any]:
+    """Shapley values of the sensors."""
+    with subject.quiet():
+        found = measure_explain(subject.bundle, subject.readings, subject.effort(40, 200))
+    error, ratio = found["sum_error"], found["ratio"]
+    return [
+        _row("Shapley values: sum against the difference of the log-odds", error, "<= 1e-4", error <= 1e-4),
+        _row("Shapley values: time / time of one decision", ratio, "<= 10", ratio <= 10),
+    ], found
+
+
 def size(subject: Subject) -> tuple[Rows, Any]:
     """What the device must carry beside the bundle."""
     found = installed()
     return [_row("installed size of edgefuse[cpu], MB", found["bytes"] / MB, "reported", None)], found
 
 
-SECTIONS: dict[str, Section] = {section.__name__: section for section in (overhead, rates, load, start, memory, faults)}
+SECTIONS: dict[str, Section] = {
+    section.__name__: section for section in (overhead, rates, load, start, explain, memory, faults)
+}
 
 
 def measure(subject: Subject, sections: list[str]) -> dict[str, Any]:

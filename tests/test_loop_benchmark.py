@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgefuse.benchmarks import loop_rates
+from edgefuse.benchmarks import loop, loop_explain, loop_rates
+from edgefuse.benchmarks.loop_explain import measure_explain
 from edgefuse.benchmarks.loop_load import decision_ms, run_load
 from edgefuse.benchmarks.loop_memory import GAP_EVERY_S, measure_memory, write_recording
 from edgefuse.benchmarks.loop_rates import EveryPart, compare_rates, stream
@@ -94,3 +95,29 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path: Path, bundle: Bu
     assert len(found["traced_bytes"]) == len(found["resident_bytes"]) == 20
     assert found["traced_growth_bytes"] < 1e6
     assert found["resident_bytes"][0] > 20e6
+
+
+def test_an_explanation_that_does_not_add_up_is_noticed(
+    bundle: Bundle, readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = measure_explain(bundle, readings, repeats=10)
+    assert found["sum_error"] < 1e-4
+    assert found["ratio"] > 0
+    values = loop_explain.shapley_values
+    monkeypatch.setattr(loop_explain, "shapley_values", lambda *given: {**values(*given), "image": 0.0})
+    assert measure_explain(bundle, readings, repeats=10)["sum_error"] > 0.1
+
+
+def test_the_table_says_what_was_asked_and_whether_it_was_kept(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "loop.json"
+    options = ["--manifest", str(tiny.manifest), "--only", "explain", "start", "--quick", "--out", str(out)]
+    monkeypatch.setattr("sys.argv", ["loop.py", str(tiny.bundle), *options])
+    loop.main()
+    result = json.loads(out.read_text())
+    assert result["quick"] is True
+    assert result["rows"][0]["kept"] == "yes"
+    assert len(result["rows"]) == 4
+    assert {"cpu", "versions"} <= set(result["environment"])
+    assert "Shapley" in capsys.readouterr().out
