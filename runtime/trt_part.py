@@ -134,10 +134,12 @@ class Part:
 
     def close(self) -> None:
         """Let go of the context; the memory is freed with `cuda`."""
-        with contextlib.suppress(BackendError):  # a run may be pending if another part has failed
-            self.finish()
-            self._context.save_cache()
-        self._context.close()
+        try:
+            with contextlib.suppress(BackendError):
+                self.finish()  # a run may be pending where another part has failed
+                self._context.save_cache()
+        finally:
+            self._context.close()
 
     def _place(self, tensor: Tensor, shape: tuple[int, ...], on_device: Mapping[str, tuple[int, int]]) -> int:
         """Where the GPU finds a tensor of this shape; the memory is made where it is not on the device already."""

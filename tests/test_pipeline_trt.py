@@ -15,7 +15,11 @@ from hypothesis import strategies as st
 from edgefuse.runtime.backend import Pipeline
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, Bundle
+from edgefuse.runtime.decision import Notice
 from edgefuse.runtime.errors import BundleError, EngineError
+from edgefuse.runtime.loop import Loop
+from edgefuse.runtime.mailbox import Mailbox
+from edgefuse.runtime.preprocess import Preprocessor
 from tests.conftest import MODALITIES, Tiny
 from tests.cuda_order import Misuse
 from tests.test_backend_trt import TARGETS, refused
@@ -201,6 +205,28 @@ def test_tensors_that_do_not_fit_are_refused_and_nothing_runs(
         with_good = {"image": readings(rig.bundle, 1)["image"], **fresh}
         refused(BundleError, message, lambda: pipeline.run(with_good, presence))
         np.testing.assert_array_equal(pipeline.run({}, ALL).logits, before)
+
+
+def test_the_loop_gets_over_a_gpu_that_fails(rig: Rig) -> None:
+    notices: list[Notice] = []
+    info, now_ns = rig.bundle.info, [1]
+    mailbox = Mailbox(Preprocessor(rig.bundle).empty, info.modalities)
+    with Loop(info, rig.open, mailbox, clock=lambda: now_ns[0], on_notice=notices.append) as loop:
+        sensor = mailbox.writer("audio")
+        sensor.tensors["audio"][...] = 0.25
+        sensor.put(now_ns[0])
+        before = loop.step()
+        rig.driver.fail("cudaStreamSynchronize", "cudaErrorLaunchFailure")
+        sensor.tensors["audio"][...] = 0.25
+        sensor.put(now_ns[0])
+        assert loop.step() is None
+        now_ns[0] += 200_000_000
+        after = loop.step()
+    assert before is not None
+    assert after is not None
+    np.testing.assert_array_equal(after.probabilities, before.probabilities)
+    assert [(notice.about, notice.is_well) for notice in notices] == [("backend", False), ("backend", True)]
+    assert "CUDA failed: cudaErrorLaunchFailure" in notices[0].message
 
 
 def test_two_pipelines_and_batches_do_not_disturb_each_other(rig: Rig) -> None:
