@@ -21,7 +21,11 @@ def run(
     ] = None,
     text: Annotated[str | None, typer.Option(help="Words, or - for the lines of stdin.")] = None,
     gate: Annotated[
-        str, typer.Option(help="What sound counts: off (all), energy, silero or silero=MODEL.onnx.")
+        str,
+        typer.Option(
+            help="What sound counts: off (all of it), or sentences found by energy, silero or silero=MODEL.onnx; with "
+            "--limit audio=none a sentence counts until the next one."
+        ),
     ] = "off",
     backend: Annotated[
         str | None, typer.Option(help="cpu, tensorrt, tensorrt-rtx, ort-tensorrt or openvino.", show_default="cpu")
@@ -39,7 +43,7 @@ def run(
     alarm: Annotated[
         list[str] | None,
         typer.Option(
-            help="LABEL>START, or all of LABEL>START/STOP@WINDOWms+HOLDms, as yes>0.8/0.5@2000ms; may be repeated."
+            help="LABEL>START, then /STOP, @WINDOWms and +HOLDms where wanted, as yes>0.8/0.5@2000ms; may be repeated."
         ),
     ] = None,
     webhook: Annotated[str | None, typer.Option(help="URL that alarms are POSTed to.")] = None,

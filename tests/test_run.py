@@ -15,6 +15,7 @@ import sys
 import termios
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -38,17 +39,29 @@ def started(*arguments, program=("-m", "edgefuse.runtime.cli", "run"), **options
     """A child that runs `edgefuse run`, with pipes."""
     command = [sys.executable, *map(str, program), *map(str, arguments)]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, text=True, preexec_fn=default_signals, **(pipes | options)) as process:
+    with subprocess.Popen(command, text=True, **(pipes | {"preexec_fn": default_signals} | options)) as process:
+        hangs = threading.Timer(60, process.kill)
+        hangs.start()
         try:
             yield process
         finally:
+            hangs.cancel()
             process.kill()
+
+
+def rest_of(process):
+    """What it still prints; `communicate` would lose what `readline` has read ahead."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    out, err = process.stdout.read(), process.stderr.read()
+    process.wait()
+    return out, err
 
 
 def finished(*arguments, stdin="", **options):
     """Exit code, stdout and stderr of a child that ends by itself."""
     with started(*arguments, **options) as process:
-        out, err = process.communicate(stdin, timeout=60)
+        out, err = process.communicate(stdin)
         return process.returncode, out, err
 
 
@@ -125,7 +138,7 @@ def test_lines_of_stdin_are_answered_as_they_come_and_an_empty_one_withdraws(tin
             process.stdin.flush()
             while not labels or labels[-1] != word:
                 labels.append(json.loads(process.stdout.readline())["label"])
-        out, _ = process.communicate(timeout=60)
+        out, _ = rest_of(process)
 
     assert process.returncode == 0
     documents(out)
@@ -136,7 +149,7 @@ def test_a_signal_ends_it_after_a_whole_line_with_a_summary(tiny, long_recording
     with started(tiny.bundle, "--replay", long_recording, "--speed", "0.5") as process:
         first = process.stdout.readline()
         process.send_signal(number)
-        rest, err = process.communicate(timeout=60)
+        rest, err = rest_of(process)
 
     decisions = documents(first + rest)
     assert process.returncode == code
@@ -184,11 +197,10 @@ def test_ctrl_c_does_not_end_what_ignores_it(tiny, long_recording):
     def ignore():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-    command = [sys.executable, "-m", "edgefuse.runtime.cli", "run", tiny.bundle, "--replay", long_recording]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
+    with started(tiny.bundle, "--replay", long_recording, preexec_fn=ignore) as process:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
 
     assert process.returncode == 0
     assert len(documents(first + rest)) == 3000
@@ -204,6 +216,24 @@ def test_a_closed_pipe_ends_it_quietly(tiny, long_recording, as_json):
     assert process.returncode == 0
     assert "Traceback" not in err
     assert "rror" not in err
+
+
+def test_the_page_shows_it_and_asks_it(tiny, camera):
+    with started(tiny.bundle, "--camera", camera, "--web", "0") as process:
+        url = re.search(r"edgefuse: page: open (http://127\.0\.0\.1:\d+/)\n", process.stderr.readline())[1]
+        process.stdout.readline()
+        with urllib.request.urlopen(url + "health") as answer:
+            health = json.load(answer)
+        question = urllib.request.Request(url + "text", b'{"text": "blue"}', {"Content-Type": "application/json"})
+        urllib.request.urlopen(question).close()
+        while not (decision := json.loads(process.stdout.readline()))["presence"]["text"]:
+            pass
+        process.send_signal(signal.SIGTERM)
+        rest_of(process)
+
+    assert process.returncode == 0
+    assert health["backend"] == "ok"
+    assert decision["weights"]["text"] > 0
 
 
 def test_count_ends_it_and_json_sums_it_up(called, tiny, long_recording):
@@ -226,7 +256,7 @@ def test_a_rate_is_kept_and_the_newest_wins(tiny):
             process.stdin.write(("red\n", "green\n", "blue\n")[number % 3])
             process.stdin.flush()
             time.sleep(0.01)
-        rest, _ = process.communicate(timeout=60)
+        rest, _ = rest_of(process)
 
     decisions = documents(first + rest)
     gaps_ms = [after["t_ms"] - before["t_ms"] for before, after in itertools.pairwise(decisions)]
