@@ -26,7 +26,7 @@ from edgefuse.runtime.metrics import Metrics
 
 LEAST_S = 0.1  # between two JPEGs
 WIDEST = 640  # pixels of the picture that is shown
-JPEG_QUALITY = 80
+JPEG_QUALITY = 90
 BEST = 5  # labels shown
 MOST_EVENTS = 30  # notices and alarms remembered
 QUIET_MS = 1000.0  # after which the level of a microphone that says nothing is not shown

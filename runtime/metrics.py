@@ -117,16 +117,19 @@ class Metrics:
             troubles["loop"] = f"the loop has not looked for readings for {silent_ms / 1e3:.0f} s"
         is_down = self.newest is None or "loop" in troubles or "backend" in troubles
         status: Literal["ok", "degraded", "down"] = "down" if is_down else "degraded" if troubles else "ok"
-        presence = self.presence
         return status, {
             "status": status,
-            "sensors": {
-                m: "failed" if m in troubles else "ok" if presence[m] else "missing" for m in self.info.modalities
-            },
+            "sensors": {modality: self._sensor(modality) for modality in self.info.modalities},
             "backend": "failed" if "backend" in troubles else "ok",
             "last_decision_age_ms": self.decision_age_ms,
             "troubles": troubles,
         }
+
+    def _sensor(self, modality: str) -> str:
+        states = {} if self.sensors is None else self.sensors.states
+        if modality in self.troubles:
+            return "ended" if modality in states and states[modality].status == "ended" else "failed"
+        return "ok" if self.presence[modality] else "missing"
 
     def text(self) -> str:
         """All counts, as Prometheus reads them."""

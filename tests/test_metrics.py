@@ -145,6 +145,14 @@ def test_health_is_what_the_notices_leave(metrics, notices, status, sensors):
     assert samples(metrics)["up", ()] == (status != "down")
 
 
+def test_a_file_that_is_over_has_not_failed(metrics):
+    metrics.decision(decision())
+    metrics.sensors = SimpleNamespace(states={"audio": State("a.wav", status="ended")})
+    metrics.notice(trouble("audio", message="a.wav has ended"))
+
+    assert metrics.health()[1]["sensors"] == {"image": "ok", "audio": "ended", "text": "ok"}
+
+
 def test_a_loop_that_has_not_decided_is_down(metrics):
     assert metrics.health()[0] == "down"
     assert metrics.health()[1]["last_decision_age_ms"] is None
