@@ -178,22 +178,37 @@ def test_a_stop_ends_a_slow_replay_at_once(tiny, tmp_path):
     assert time.monotonic() - started < 10
 
 
+class Broken:
+    """A backend that opens and never runs."""
+
+    name = "broken"
+
+    def pipeline(self):
+        return self
+
+    def run(self, fresh, presence):
+        raise BackendError("no device")
+
+    def close(self):
+        pass
+
+
 def test_a_backend_that_stays_broken_is_tried_again_on_the_recorded_clock_only(tiny, tmp_path):
     write(tiny, tmp_path, *({"t_ms": 2000 * n, "image": "red.png"} for n in range(5)))
     bundle = Bundle.open(tiny.bundle)
     replay = Replay(tmp_path, bundle.info, preprocessor := Preprocessor(bundle))
-    tried = []
-
-    def open_nothing():
-        tried.append(replay.clock() / 1e6)
-        raise BackendError("no device")
-
     mailbox = Mailbox(preprocessor.empty, bundle.info.modalities)
-    loop = Loop(bundle.info, open_nothing, mailbox, clock=replay.clock)
+    tried_ms = []
+
+    def open_broken():
+        tried_ms.append(replay.clock() / 1e6)
+        return Broken()
+
+    loop = Loop(bundle.info, open_broken, mailbox, clock=replay.clock)
 
     assert list(replay.decisions(loop, mailbox, threading.Event())) == []
-    assert tried[:4] == [0.0, 100.0, 300.0, 700.0]  # then the picture is too old
-    assert len(tried) < 20
+    assert tried_ms[:4] == [0.0, 100.0, 300.0, 700.0]  # then the picture is too old
+    assert len(tried_ms) < 20
 
 
 @pytest.mark.parametrize(
