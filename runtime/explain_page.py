@@ -60,6 +60,7 @@ def page(told: Explanation, decoded: Mapping[str, Any], info: BundleInfo) -> byt
         Template(template)
         .substitute(
             title=escape(f"{told.label}: why {info.name} answers so"),
+            name=escape(f"{info.name}: what speaks for and against"),
             label=escape(told.label),
             about=escape(about_label(told)),
             sections="\n".join(sections),
