@@ -158,7 +158,7 @@ def _text(says: str) -> Canvas:
 
 def _line(says: str, scale: float, colour: Colour, weight: int = 1) -> Canvas:
     canvas = _blank(round(22 + 22 * scale))
-    _put(canvas, _cut(says, WIDTH - 2 * MARGIN, scale), MARGIN, round(8 + 24 * scale), colour, scale, weight)
+    _put(canvas, _cut(says, WIDTH - 2 * MARGIN, scale, weight), MARGIN, round(8 + 24 * scale), colour, scale, weight)
     return canvas
 
 
@@ -171,14 +171,15 @@ def _plain(says: str) -> str:
     return says.replace("\u2212", "-")
 
 
-def _width(says: str, scale: float = 0.65) -> int:
-    return int(cv2.getTextSize(_plain(says), FONT, scale, 1)[0][0])
+def _width(says: str, scale: float = 0.65, weight: int = 1) -> int:
+    return int(cv2.getTextSize(_plain(says), FONT, scale, weight)[0][0])
 
 
-def _cut(says: str, room: int, scale: float = 0.65) -> str:
-    if _width(says, scale) <= room:
+def _cut(says: str, room: int, scale: float = 0.65, weight: int = 1) -> str:
+    says = says[:room]  # no letter is narrower than a pixel
+    if _width(says, scale, weight) <= room:
         return says
-    while says and _width(f"{says}...", scale) > room:
+    while says and _width(f"{says}...", scale, weight) > room:
         says = says[:-1]
     return f"{says}..."
 
