@@ -15,10 +15,11 @@ from edgefuse.runtime import cli
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import MODALITIES, Bundle, write_bundle
 from edgefuse.runtime.errors import BundleError, MediaError
-from edgefuse.runtime.explain import explain
+from edgefuse.runtime.explain import explain, explain_decoded
 from edgefuse.runtime.explanation import FLAT
 from edgefuse.runtime.predictor import Predictor
 from tests.conftest import PIXELS, RATE, SAMPLES
+from tests.trt_rig import rig_of
 
 KEYS = ["label", "answer", "logit", "baseline_logit", "shapley", "image_map", "audio_map", "words", "seconds"]
 SUBSETS = [subset for size in (1, 2, 3) for subset in itertools.combinations(MODALITIES, size)]
@@ -137,6 +138,20 @@ def test_the_command_line_is_readable_too_and_keeps_the_maps_to_itself(run, tiny
     assert "baseline_logit" in out
     assert "image_map" not in out.replace("image_map 0", "")  # its seconds are told
     assert len(out.splitlines()) < 20
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_the_same_code_explains_on_tensorrt_over_its_double(tiny_copy, sensors, monkeypatch, target):
+    rig = rig_of(tiny_copy, target, monkeypatch)
+    documents = []
+    for device in (rig.open(), OnnxBackend(rig.bundle, "trt", 1)):
+        with device:
+            predictor = Predictor(rig.bundle, device)
+            decoded = {modality: predictor.preprocessor.decode(modality, value) for modality, value in sensors.items()}
+            documents.append(explain_decoded(predictor, decoded, "red").document() | {"seconds": None})
+    rig.driver.finish()
+
+    assert documents[0] == documents[1]
 
 
 @pytest.mark.parametrize(
