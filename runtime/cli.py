@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from edgefuse.runtime.run_command import run
-from edgefuse.runtime.shared_options import AudioFile, BundlePath, ImageFile, Json, PartDir, Text, Threads
+from edgefuse.runtime.shared_options import AudioFile, Backend, BundlePath, ImageFile, Json, PartDir, Text, Threads
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -203,12 +203,13 @@ def predict(
     audio: AudioFile = None,
     text: Text = None,
     part_dir: PartDir = None,
+    backend: Backend = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Answer once, from any subset of the sensors."""
-    options = {"image": image, "audio": audio, "text": text, "part_set": part_dir, "threads": threads}
-    run_verb("runtime.predictor:predict_once", as_json, bundle, **options)
+    options = {"part_set": part_dir, "backend": backend, "threads": threads}
+    run_verb("runtime.predictor:predict_once", as_json, bundle, image=image, audio=audio, text=text, **options)
 
 
 @app.command()
@@ -220,7 +221,7 @@ def explain(
     label: Annotated[str | None, typer.Option(help="Label to explain.", show_default="the best one")] = None,
     out: Annotated[Path | None, typer.Option(help="Page or picture to write, as .html or .png.")] = None,
     part_dir: PartDir = None,
-    backend: Annotated[str | None, typer.Option(help="What runs the parts, as in `run`.", show_default="cpu")] = None,
+    backend: Backend = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
@@ -234,13 +235,14 @@ def evaluate(
     bundle: BundlePath,
     manifest: Annotated[Path, typer.Argument(help="Labelled data (.jsonl).", show_default=False)],
     part_dir: PartDir = None,
+    backend: Backend = None,
     drop: Annotated[list[Sensor] | None, typer.Option(help="Sensor to leave out; may be repeated.")] = None,
     split: Annotated[Split, typer.Option(help="Lines to use.")] = "test",
     limit: Annotated[int | None, typer.Option(min=1, help="Use this many lines, evenly spread.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, per answer type and per subset of sensors."""
-    options = {"part_set": part_dir, "drop": drop or [], "split": split, "limit": limit}
+    options = {"part_set": part_dir, "backend": backend, "drop": drop or [], "split": split, "limit": limit}
     run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
 
 

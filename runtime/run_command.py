@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from edgefuse.runtime.shared_options import Backend
 from edgefuse.runtime.verbs import run_verb
 
 
@@ -27,9 +28,7 @@ def run(
             "--limit audio=none a sentence counts until the next one."
         ),
     ] = "off",
-    backend: Annotated[
-        str | None, typer.Option(help="cpu, tensorrt, tensorrt-rtx, ort-tensorrt or openvino.", show_default="cpu")
-    ] = None,
+    backend: Backend = None,
     limit: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,7 +56,7 @@ def run(
     web: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of a page to watch it on.")] = None,
     web_host: Annotated[str, typer.Option(help="Address that the page listens on.")] = "127.0.0.1",
     count: Annotated[int | None, typer.Option(min=1, help="End after so many decisions.")] = None,
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as the last line of stdout.")] = False,
 ) -> None:
     """Answer all the time from camera, microphone and text: a JSON line for each decision."""

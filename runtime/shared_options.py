@@ -12,9 +12,15 @@ PartSet = Literal["fp32", "trt", "cpu"]
 BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 PartDir = Annotated[
-    PartSet | None, typer.Option("--part-dir", help="Part set to run; cpu where the bundle has it, else fp32.")
+    PartSet | None, typer.Option("--part-dir", help="Part set to run.", show_default="what suits the backend")
 ]
 ImageFile = Annotated[Path | None, typer.Option(help="A picture file.")]
 AudioFile = Annotated[Path | None, typer.Option(help="A sound file.")]
 Text = Annotated[str | None, typer.Option(help="A text.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")]
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        help="What runs the parts: cpu, openvino, ort-tensorrt, ort-cuda, tensorrt-rtx or tensorrt.", show_default="cpu"
+    ),
+]

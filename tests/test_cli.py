@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgefuse.runtime import cli, verbs
+from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
@@ -269,3 +270,19 @@ def test_a_verdict_that_is_not_ok_is_printed_and_exit_1(run, monkeypatch):
 
     assert code == 1
     assert json.loads(out) == {"verdict": "refused", "findings": []}
+
+
+@pytest.mark.parametrize("verb", ["predict", "eval", "run", "explain"])
+def test_the_help_names_every_backend(run, verb):
+    code, out, _ = run(verb, "--help")
+
+    words = re.findall(r"[\w-]+", out)
+    assert code == 0
+    assert set(KINDS) <= set(words)
+
+
+def test_a_backend_is_passed_on(run, tiny):
+    assert run("predict", tiny.bundle, "--text", "red", "--backend", "cpu", "--part-dir", "fp32")[0] == 0
+    for verb in (["predict", tiny.bundle, "--text", "red"], ["eval", tiny.bundle, tiny.manifest]):
+        code, _, said = run(*verb, "--backend", "tpu")
+        assert (code, "choose one of: cpu" in said) == (1, True)
