@@ -341,3 +341,49 @@ def test_it_ends_when_the_sensors_have_ended_after_their_last_reading(rig: Rig) 
     rig.put("text", 1)
     decisions = list(rig.loop.decisions(threading.Event(), lambda: True))
     assert len(decisions) == 1
+
+
+def test_presence_is_right_where_a_failed_run_had_changed_it(rig: Rig) -> None:
+    """A text comes, the run with it fails, and it is withdrawn: the next run is as the last one that went well."""
+    rig.put("audio", 1)
+    rig.step()
+    rig.put("text", 2)
+    rig.device.works = BackendError("gone")
+    assert rig.step() is None
+    rig.writers["text"].clear()
+    rig.device.works = None
+    decision = rig.step(RETRY_MS[0])
+    assert decision is not None
+    assert rig.device.runs[-1] == ({"audio": 1}, [0, 1, 0])
+    assert decision.presence == {"image": False, "audio": True, "text": False}
+
+
+def test_a_backend_whose_parts_do_not_load_is_closed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Device:
+        raise BackendError("no memory")
+
+    monkeypatch.setattr(rig.device, "pipeline", fail)
+    with pytest.raises(BackendError, match="no memory"):
+        rig.loop.open()
+    assert (rig.device.opened, rig.device.closed) == (1, 1)
+
+
+def test_logits_far_apart_have_probabilities(rig: Rig) -> None:
+    rig.device.logits = [-1000.0, 2000.0]
+    rig.put("text", 1)
+    decision = rig.step()
+    assert decision is not None
+    assert decision.probabilities == (0.0, 1.0)
+
+
+def test_a_decision_stays_what_it_was(rig: Rig) -> None:
+    rig.put("image", 1)
+    first = rig.step()
+    assert first is not None
+    before = repr(first)
+    for number in range(3):
+        rig.put("image", number)
+        rig.put("text", number)
+    rig.step(50)
+    rig.step(500)
+    assert repr(first) == before
