@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -34,9 +35,11 @@ def primary_context() -> tuple[Any, Any, Any]:
     try:
         driver.init()
         device = driver.Device(0)
-        return driver, device, device.retain_primary_context()
+        context = device.retain_primary_context()
     except driver.Error as error:
         raise BackendError(f"CUDA failed: {error}") from None
+    atexit.register(context.detach)  # its destructor would take it for a context that pycuda made, and complain
+    return driver, device, context
 
 
 class PyCuda:
@@ -147,4 +150,4 @@ def _collected(errors: list[BackendError]) -> Iterator[None]:
     try:
         yield
     except BackendError as error:
-        errors.append(error)
+        errors.append(BackendError(str(error)))  # a new one: the frames of this one keep what failed alive

@@ -29,7 +29,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread void *stack[16];
 static __thread int depth;
 static int is_initialized, retained, generation; /* the primary context is its generation: a later one is another */
-static int streams, events, pushes, spins;
+static int streams, events, pushes, spins, unfinished;
 static Block blocks[MOST];
 static double now_ms;
 
@@ -56,6 +56,7 @@ int fake_left(void) {
 int fake_depth(void) { return depth; }
 int fake_pushes(void) { return pushes; }
 int fake_retained(void) { return retained; }
+int fake_unfinished(void) { return unfinished; } /* streams destroyed with work on them */
 int fake_spins(void) { return spins; } /* waits that would have kept a core busy */
 
 /* Device and context. */
@@ -110,6 +111,7 @@ static const struct { int code; const char *name, *text; } errors[] = {
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {CONTEXT_IS_DESTROYED, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {LAUNCH_FAILED, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
 };
 static int known(int code) {
     for (size_t i = 0; i < sizeof errors / sizeof *errors; i++)
@@ -205,10 +207,11 @@ int cuStreamCreate(Stream **stream, unsigned flags) {
 }
 int cuStreamDestroy_v2(Stream *stream) {
     NEED_CONTEXT;
-    if (!stream->is_live || stream->done < stream->issued) return INVALID_HANDLE;
+    if (!stream->is_live) return INVALID_HANDLE;
+    unfinished += stream->done < stream->issued;
     stream->is_live = 0;
     streams--;
-    return OK;
+    return finish(stream, stream->issued);
 }
 int cuStreamSynchronize(Stream *stream) {
     NEED_CONTEXT;

@@ -25,13 +25,22 @@ VERSION = "2026.1"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgefuse" / "pycuda"
 BUILD_S = 1800  # a minute or three alone on two cores
 
-# Optimised code would take twice as long to make. --no-as-needed: the empty library gives nothing, and is needed still.
+# Optimised code would take twice as long to make. The empty library gives nothing, and is to be needed still.
 SITECONF = """\
 CUDA_ENABLE_CURAND = False
-CUDA_INC_DIR = [{include!r}]
-CUDADRV_LIB_DIR = [{libraries!r}]
+CUDA_INC_DIR = [{include!r}, {own!r}]
+CUDADRV_LIB_DIR = [{own!r}]
 CXXFLAGS = ["-O0", "-g0", "-w"]
-LDFLAGS = ["-Wl,--no-as-needed"]
+LDFLAGS = ["-Wl,--no-as-needed", "-L{own}", "-lcuda"]
+"""
+# Not in the wheels that torch brings.
+PROFILER = """\
+typedef enum { CU_OUT_KEY_VALUE_PAIR = 0, CU_OUT_CSV = 1 } CUoutput_mode;
+extern "C" {
+CUresult cuProfilerInitialize(const char *config, const char *output, CUoutput_mode mode);
+CUresult cuProfilerStart(void);
+CUresult cuProfilerStop(void);
+}
 """
 
 
@@ -79,11 +88,12 @@ def _build(include: Path, folder: Path) -> Path:
     _pip(["download", *options, "--no-binary", ":all:", "--dest", str(folder), f"pycuda=={VERSION}"])
     with tarfile.open(folder / f"pycuda-{VERSION}.tar.gz") as archive:
         archive.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
-    source, libraries = folder / f"pycuda-{VERSION}", folder / "libraries"
-    libraries.mkdir()
-    (folder / "empty.c").write_text("void edgefuse_nothing(void) {}\n")
-    _compile([folder / "empty.c"], libraries / "libcuda.so")
-    (source / "siteconf.py").write_text(SITECONF.format(include=str(include), libraries=str(libraries)))
+    source, own = folder / f"pycuda-{VERSION}", folder / "own"
+    own.mkdir()
+    (own / "empty.c").write_text("void edgefuse_nothing(void) {}\n")
+    _compile([own / "empty.c"], own / "libcuda.so")
+    (own / "cudaProfiler.h").write_text(PROFILER)
+    (source / "siteconf.py").write_text(SITECONF.format(include=str(include), own=str(own)))
     _pip(["wheel", *options, "--wheel-dir", str(folder), str(source)])
     return next(folder.glob("pycuda-*.whl"))
 
@@ -93,7 +103,8 @@ def _pip(arguments: list[str]) -> None:
     command = [*nice, sys.executable, "-m", "pip", *arguments]
     told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BUILD_S)
     if told.returncode:
-        why = [line for line in told.stderr.splitlines() if "error" in line.lower()] or ["pip says nothing"]
+        lines = [line for line in told.stderr.splitlines() if "subprocess" not in line]
+        why = [line for line in lines if re.search("error|cannot find", line, re.I)] or ["pip says nothing"]
         raise NotAvailableError(f"pip {arguments[0]} pycuda=={VERSION} fails: {why[0].strip()}")
 
 

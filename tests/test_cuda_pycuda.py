@@ -66,6 +66,7 @@ def test_bytes_go_in_and_come_out_and_nothing_is_left(fake_driver: dict[str, str
 with cuda.current():
     assert pass_through(range(8)) == list(range(8))
     assert cuda.host(8).device_address is None
+    cuda.event()
 assert fake.fake_left() > 0
 for _ in range(2):
     cuda.close()
@@ -82,10 +83,13 @@ with cuda.current():
     into, out, memory, stream = cuda.host(8), cuda.host(8), cuda.device(8), cuda.stream()
     into.array[:], out.array[:] = 1, 0
     cuda.copy_in(memory, into, 8, stream)
-    cuda.copy_out(out, memory, 3, stream)
+    cuda.synchronize(stream)
+    into.array[:] = 2
+    cuda.copy_in(memory, into, 2, stream)
+    cuda.copy_out(out, memory, 5, stream)
     assert out.array.tolist() == [0] * 8  # not yet
     cuda.synchronize(stream)
-    assert out.array.tolist() == [1] * 3 + [0] * 5
+    assert out.array.tolist() == [2, 2, 1, 1, 1, 0, 0, 0]
     assert "invalid argument" in refused(cuda.copy_in, memory + 4, into, 8, stream)
 cuda.close()
 """,
@@ -205,7 +209,7 @@ assert (fake.fake_depth(), fake.fake_pushes()) == (0, 0)
 
 def test_a_context_that_is_left_behind_would_abort_the_process(fake_driver: dict[str, str]) -> None:
     """So the tests above would find one."""
-    told = run(fake_driver, BEGIN + "cuda.current().__enter__()")
+    told = run(fake_driver, BEGIN + "threading.Thread(target=primary_context()[2].push).start()")
     assert told.returncode == -6
     assert "context stack was not empty" in told.stderr
 
@@ -266,6 +270,19 @@ def test_every_error_of_cuda_is_said(fake_driver: dict[str, str], function: str,
     assert told.stdout == f"CUDA failed: {name} failed: unspecified launch failure\n"
 
 
+def test_closing_waits_for_the_work(fake_driver: dict[str, str]) -> None:
+    passes(
+        fake_driver,
+        """
+with cuda.current():
+    host, memory, stream = cuda.host(8), cuda.device(8), cuda.stream()
+    cuda.copy_in(memory, host, 8, stream)
+cuda.close()
+assert (fake.fake_left(), fake.fake_unfinished()) == (0, 0)
+""",
+    )
+
+
 def test_closing_frees_all_that_can_be_freed_and_tells_the_first_error(fake_driver: dict[str, str]) -> None:
     passes(
         fake_driver,
@@ -274,7 +291,13 @@ import os
 with cuda.current():
     pass_through(range(8))
 os.environ["FAKE_CUDA_FAIL"] = "cuEventSynchronize:719"
-assert "cuEventSynchronize failed" in refused(cuda.close)
+try:
+    cuda.close()
+except BackendError as error:
+    assert "cuEventSynchronize failed" in str(error)
+    assert fake.fake_left() == 0  # and the error keeps none of it alive
+else:
+    raise AssertionError
 assert (fake.fake_left(), fake.fake_pushes()) == (0, 0)
 assert refused(cuda.close) is None
 """,
