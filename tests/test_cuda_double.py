@@ -67,6 +67,11 @@ def test_its_numbers_are_those_of_the_real_binding(enum: Any) -> None:
         assert int(getattr(getattr(real, enum.__name__), member.name)) == member.value
 
 
+def test_only_success_is_false_in_both() -> None:
+    for error in cudaError_t:
+        assert bool(error) == bool(getattr(real.cudaError_t, error.name)) == (error.name != "cudaSuccess")
+
+
 def test_its_constants_are_those_of_the_real_binding() -> None:
     assert {name: getattr(real, name) for name in CONSTANTS} == CONSTANTS
 
