@@ -33,7 +33,8 @@ def measure_pointing(bundle: Bundle, manifest: Path, lines: int) -> dict[str, An
         {maps, flat, hits, chance, heat}: maps that are not flat and those left out because they are; the share of hits
         and of cells on the thing; the share of all that speaks for the answer which lies on the thing.
     """
-    hits, chances, heats, flat = [], [], [], 0
+    shares: dict[str, list[float]] = {"hits": [], "chance": [], "heat": []}
+    flat = 0
     with OnnxBackend(bundle) as backend:
         predictor = Predictor(bundle, backend)
         prepare, decode = predictor.preprocessor.prepare, predictor.preprocessor.decode
@@ -46,11 +47,14 @@ def measure_pointing(bundle: Bundle, manifest: Path, lines: int) -> dict[str, An
                 continue
             thing = thing_cells(inputs["image"][SENSOR_TENSORS["image"][0]][0])
             speaks_for = np.maximum(falls, 0)
-            hits.append(bool(thing.flat[np.abs(falls).argmax()]))
-            chances.append(float(thing.mean()))
-            heats.append(float(speaks_for[thing].sum() / max(speaks_for.sum(), 1e-9)))
-    shares = {"hits": hits, "chance": chances, "heat": heats}
-    return {"maps": len(hits), "flat": flat, **{name: round(float(np.mean(each)), 3) for name, each in shares.items()}}
+            shares["hits"].append(float(thing.flat[np.abs(falls).argmax()]))
+            shares["chance"].append(float(thing.mean()))
+            shares["heat"].append(float(speaks_for[thing].sum() / max(speaks_for.sum(), 1e-9)))
+    return {
+        "maps": len(shares["hits"]),
+        "flat": flat,
+        **{name: round(float(np.mean(each)), 3) for name, each in shares.items()},
+    }
 
 
 def thing_cells(pixels: Pixels) -> NDArray[np.bool_]:

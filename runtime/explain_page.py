@@ -24,8 +24,8 @@ from edgefuse.runtime.explanation import (
     about_sound,
     about_words,
     costs,
-    is_flat,
     signed,
+    strength,
 )
 from edgefuse.runtime.heat import envelope, heat_over, shown
 from edgefuse.runtime.media import Pcm, Pixels
@@ -33,9 +33,7 @@ from edgefuse.runtime.preprocess import fit_audio, to_rate
 
 TEMPLATE = "explain.html"
 NAMES = {"image": "Picture", "audio": "Sound", "text": "Text"}
-MOST = (
-    0.4  # opacity of the colour behind the word or the moment that matters most: letters on it keep a contrast of 4.5
-)
+MOST = 0.4  # opacity of full colour: letters on it keep a contrast of 4.5
 COLUMNS, HEIGHT = 400, 100  # of the drawn sound
 UNREAD = 12  # words behind the end of what is read that are still shown
 
@@ -112,12 +110,11 @@ def _sound(sound: tuple[Pcm, int], falls: Map, spec: AudioSpec) -> str:
     pcm, rate = sound
     heard = fit_audio(to_rate(pcm, rate, spec.sample_rate), spec.samples)
     note = about_sound(falls, len(pcm) / rate, spec.samples / spec.sample_rate)
-    strength = np.zeros(len(falls)) if is_flat(falls) else falls / np.abs(falls).max()
     wide = COLUMNS / len(falls)
     bands = "".join(
         f'<rect class="{_side(value)}" x="{cell * wide:.2f}" width="{wide:.2f}" height="{HEIGHT}" '
         f'opacity="{MOST * abs(value):.3f}"/>'
-        for cell, value in enumerate(strength)
+        for cell, value in enumerate(strength(falls))
         if value
     )
     middle = HEIGHT / 2
@@ -135,17 +132,17 @@ def _sound(sound: tuple[Pcm, int], falls: Map, spec: AudioSpec) -> str:
 
 
 def _words(words: list[Word], stand_in: str | None) -> str:
+    names = [word.word for word in words if word.importance is not None]
     read = [word.importance for word in words if word.importance is not None]
-    scale = 0.0 if is_flat(read) else MOST / max(map(abs, read))
-    items = [_word(word, word.importance, scale) for word in words if word.importance is not None]
+    items = [_word(*each) for each in zip(names, read, strength(read), strict=True)]
     unread = [word.word for word in words if word.importance is None]
     items += [f'<li class="unread">{escape(word)}<small>not read</small></li>' for word in unread[:UNREAD]]
     return _section("Words", f'<ul class="words">{"".join(items)}</ul>', about_words(words, stand_in), wide=True)
 
 
-def _word(word: Word, importance: float, opacity: float) -> str:
-    tone = f"rgb(var(--{_side(importance)}) / {opacity * abs(importance):.3f})"
-    return f'<li style="background:{tone}">{escape(word.word)}<small>{signed(importance)}</small></li>'
+def _word(word: str, importance: float, share: float) -> str:
+    tone = f"rgb(var(--{_side(importance)}) / {MOST * abs(share):.3f})"
+    return f'<li style="background:{tone}">{escape(word)}<small>{signed(importance)}</small></li>'
 
 
 def _section(title: str, inside: str, note: str, *, wide: bool = False) -> str:

@@ -21,8 +21,8 @@ from edgefuse.runtime.explanation import (
     about_sound,
     about_words,
     costs,
-    is_flat,
     signed,
+    strength,
 )
 from edgefuse.runtime.heat import AGAINST, FOR, envelope, heat_over, shown
 from edgefuse.runtime.media import Pcm, Pixels
@@ -33,7 +33,7 @@ INK, SOFT, TRACK, SHEET = (26, 31, 39), (82, 92, 105), (236, 239, 243), (255, 25
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 NAMES = {"image": "Picture", "audio": "Sound", "text": "Text"}
 SOUND_PX, BAR_PX, WORD_PX = 140, 34, 62  # heights
-MOST = 0.6  # opacity of the colour behind what matters most
+MOST = 0.6  # opacity of full colour
 
 Colour = tuple[int, int, int]
 Canvas = NDArray[np.uint8]  # [H, WIDTH, 3] RGB
@@ -103,9 +103,8 @@ def _sound(sound: tuple[Pcm, int], falls: Map, spec: AudioSpec) -> list[Canvas]:
     heard = fit_audio(to_rate(pcm, rate, spec.sample_rate), spec.samples)
     canvas, width, middle = _blank(SOUND_PX), WIDTH - 2 * MARGIN, SOUND_PX // 2
     edges = MARGIN + np.linspace(0, width, len(falls) + 1).astype(int)
-    most = np.inf if is_flat(falls) else np.abs(falls).max()
-    for fall, (start, stop) in zip(falls, pairwise(edges), strict=True):
-        canvas[:, start:stop] = _mixed(_tone(fall), MOST * abs(fall) / most, TRACK)
+    for share, (start, stop) in zip(strength(falls), pairwise(edges), strict=True):
+        canvas[:, start:stop] = _mixed(_tone(share), MOST * abs(share), TRACK)
     loudest = max(float(np.abs(heard).max()), 1e-6)
     for column, (bottom, top) in enumerate(envelope(heard, width) / loudest * 0.9 * middle):
         cv2.line(canvas, (MARGIN + column, round(middle - bottom)), (MARGIN + column, round(middle - top)), INK, 1)
@@ -119,15 +118,14 @@ def _sound(sound: tuple[Pcm, int], falls: Map, spec: AudioSpec) -> list[Canvas]:
 
 def _words(read: Sequence[tuple[str, float]]) -> list[Canvas]:
     """The words with their numbers, as many in a row as fit."""
-    importance = [value for _, value in read]
-    most = np.inf if is_flat(importance) else max(map(abs, importance))
     rows, x = [_blank(WORD_PX)], MARGIN
-    for word, value in read:
+    shares = strength([value for _, value in read])
+    for (word, value), share in zip(read, shares, strict=True):
         word = _cut(word, WIDTH - 2 * MARGIN - 24)
         wide = max(_width(word), _width(signed(value), 0.6)) + 24
         if x + wide > WIDTH - MARGIN:
             rows, x = [*rows, _blank(WORD_PX)], MARGIN
-        cv2.rectangle(rows[-1], (x, 2), (x + wide, 56), _mixed(_tone(value), MOST * abs(value) / most, TRACK), -1)
+        cv2.rectangle(rows[-1], (x, 2), (x + wide, 56), _mixed(_tone(value), MOST * abs(share), TRACK), -1)
         _put(rows[-1], word, x + (wide - _width(word)) // 2, 25)
         _put(rows[-1], signed(value), x + (wide - _width(signed(value), 0.6)) // 2, 48, INK, 0.6)
         x += wide + 8

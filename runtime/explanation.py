@@ -119,6 +119,15 @@ def is_flat(falls: Map | Sequence[float]) -> bool:
     return not np.any(np.abs(falls) >= FLAT)
 
 
+def strength(falls: Map | Sequence[float]) -> Map:
+    """A map as -1..1 of full colour, all 0 where it is flat.
+
+    Full is the largest value, but no less than 1, odds e times as high: a map in which little happens looks it.
+    """
+    values = np.asarray(falls, np.float64)
+    return values * 0 if is_flat(values) else values / max(float(np.abs(values).max()), 1.0)
+
+
 def probability(log_odds: float) -> str:
     """Log-odds as a percentage; never 0 or 100, which none are."""
     p = 1 / (1 + exp(-log_odds)) if log_odds > 0 else exp(log_odds) / (1 + exp(log_odds))

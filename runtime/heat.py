@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgefuse.runtime.attribution import picture_stride
-from edgefuse.runtime.explanation import Map, is_flat
+from edgefuse.runtime.explanation import Map, is_flat, strength
 from edgefuse.runtime.media import Pcm, Pixels
 
 FOR, AGAINST = (214, 92, 0), (0, 112, 180)  # RGB; apart in every common colour blindness, and in grey by the outline
 SIDE_PX = 480  # of a picture as shown: the longer one
-MOST = 0.85  # opacity of the largest value
+MOST = 0.85  # opacity of full colour
 OUTLINED = 0.5  # of the largest value: what lies above it has a line around it
 
 
@@ -37,12 +37,12 @@ def heat_over(pixels: Pixels, falls: Map, height: int, width: int) -> Pixels:
     grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if is_flat(falls):
         return np.asarray(grey, np.uint8)
-    strength = _stretched(falls / np.abs(falls).max(), height, width, pixels.shape[1::-1])  # [H, W] in -1..1
-    opacity = MOST * np.abs(strength)[:, :, None]
-    colour = np.where(strength[:, :, None] > 0, np.array(FOR), np.array(AGAINST))
+    heat = _stretched(strength(falls), height, width, pixels.shape[1::-1])  # [H, W] in -1..1
+    opacity = MOST * np.abs(heat)[:, :, None]
+    colour = np.where(heat[:, :, None] > 0, np.array(FOR), np.array(AGAINST))
     heated = np.ascontiguousarray(np.rint(opacity * colour + (1 - opacity) * grey), np.uint8)
     for sign, line in ((1, FOR), (-1, AGAINST)):
-        inside = np.uint8(sign * strength > OUTLINED)
+        inside = np.uint8(sign * heat > OUTLINED * np.abs(heat).max())
         around, _ = cv2.findContours(inside, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         cv2.drawContours(heated, around, -1, (255, 255, 255), 5, cv2.LINE_AA)
         cv2.drawContours(heated, around, -1, line, 2, cv2.LINE_AA)

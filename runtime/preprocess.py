@@ -150,7 +150,7 @@ class Preprocessor:
 
     def __init__(self, bundle: Bundle) -> None:
         self._info = info = bundle.info
-        self.tokenizer = info.text and Tokenizer(bundle.read(TOKENIZER_FILE), info.text.max_tokens)
+        self.tokenizer = Tokenizer(bundle.read(TOKENIZER_FILE), info.text.max_tokens) if info.text else None
 
     def decode(self, modality: str, value: Any) -> Decoded:
         """Decode a file, or check what is decoded already.
