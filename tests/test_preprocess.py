@@ -133,6 +133,29 @@ def test_any_text_has_ids_or_is_refused(texts):
     assert ids.shape == mask.shape == (len(texts), 3)
 
 
+@given(st.text(alphabet="ab #?\u00e9", max_size=12))
+def test_words_lie_in_the_text_in_order_and_their_pieces_are_the_ids(text):
+    tokenizer = Tokenizer(wordpiece("a", "b", "##a", "##b", "?", "[PAD]"), 4)
+    pieces = WordPiece.from_str(wordpiece("a", "b", "##a", "##b", "?", "[PAD]").decode())
+    _, mask = tokenizer.encode([text])
+
+    words = tokenizer.words(text)
+
+    assert [word for word, _ in words] == [word for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)]
+    read = [place for _, places in words for place in places]
+    assert read == list(range(int(mask.sum())))
+    counts = [len(pieces.encode(word).ids) for word, _ in words]
+    assert len(read) == min(sum(counts), 4)
+    assert all(len(places) <= count for (_, places), count in zip(words, counts, strict=True))
+
+
+def test_words_behind_the_end_have_no_places():
+    tokenizer = Tokenizer(wordpiece("a", "b", "##b", "[PAD]", "[MASK]"), 3)
+
+    assert tokenizer.words("a ab b a") == [("a", [0]), ("ab", [1, 2]), ("b", []), ("a", [])]
+    assert (tokenizer.pad_id, tokenizer.mask_id) == (4, 5)
+
+
 def test_a_text_that_is_not_unicode_is_refused():
     with pytest.raises(MediaError, match="not valid Unicode"):
         Tokenizer(wordpiece("[PAD]"), 3).encode(["half a pair: \ud800"])
