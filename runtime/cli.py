@@ -225,7 +225,7 @@ def explain(
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
-    """What one answer hangs on: each sensor, patch of the picture, moment of the sound and word."""
+    """What one answer hangs on, in log-odds: each sensor, patch of the picture, moment of the sound and word."""
     options = {"label": label, "out": out, "part_set": part_dir, "backend": backend, "threads": threads}
     run_verb("runtime.explain:explain", as_json, bundle, image=image, audio=audio, text=text, **options)
 

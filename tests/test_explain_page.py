@@ -16,6 +16,7 @@ from edgefuse.runtime.bundle import AudioSpec, BundleInfo, ImageSpec, PartInfo, 
 from edgefuse.runtime.explain_page import COLUMNS, MOST, TEMPLATE, page
 from edgefuse.runtime.explanation import FLAT, METHOD, Explanation, Word, probability, signed, strength
 from tests.test_report import HOSTILE, Page
+from tests.test_web_page import CONTRAST, DESK, PHONE, SCHEMES, browser, show  # noqa: F401
 
 INFO = BundleInfo(
     name=HOSTILE,
@@ -233,3 +234,22 @@ def test_letters_have_the_contrast_of_wcag_aa_on_all_that_lies_behind_them(theme
         behind = tuple(MOST * a + (1 - MOST) * b for a, b in zip(found[side], found["sheet"], strict=True))
         assert contrast(found["ink"], behind) >= 4.5  # the word that matters most
         assert contrast(found[side], found["track"]) >= 3  # bars are graphics
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
+def test_in_a_browser_it_fits_can_be_read_and_asks_for_nothing(browser, tmp_path, size, scheme):  # noqa: F811
+    words = [Word(f"{HOSTILE}{number}", 4.0 - number) for number in range(8)] + [Word("w" * 300, None)]
+    (tmp_path / "why.html").write_bytes(page(told(words=words), decoded(), INFO))
+    show(browser, size, scheme)
+
+    browser.get((tmp_path / "why.html").as_uri())
+
+    root = "document.documentElement"
+    assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
+    looked, found = browser.execute_script(CONTRAST)
+    assert (looked > 40, found) == (True, [])
+    asked = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [name for name in asked if not name.startswith("data:")] == []
+    drawn = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    assert browser.execute_script(drawn)
