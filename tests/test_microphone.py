@@ -76,6 +76,12 @@ def chirp(seconds: float, rate: int = RATE) -> Pcm:
     return (0.5 * np.sin(2 * np.pi * (200 + 1400 * t / seconds) * t)).astype(np.float32)
 
 
+@pytest.fixture(scope="module")
+def sentence() -> Pcm:
+    pcm, rate = Espeak().speak("what colour is it", Voice("en-us+f3"))
+    return to_rate(pcm.astype(np.float32) / 32768, rate, RATE)
+
+
 def test_without_a_gate_there_is_a_window_of_the_last_samples_every_tenth_of_a_second():
     sound = chirp(1.75)
 
@@ -129,10 +135,15 @@ def test_what_was_heard_before_a_microphone_was_gone_is_forgotten():
     assert set(window.tolist()) == {0.0, 0.5}
 
 
-@pytest.fixture(scope="module")
-def sentence() -> Pcm:
-    pcm, rate = Espeak().speak("what colour is it", Voice("en-us+f3"))
-    return to_rate(pcm.astype(np.float32) / 32768, rate, RATE)
+def test_the_gate_hears_a_microphone_that_is_back_as_a_new_one(sentence):
+    source = Played(sentence[:8000])
+    microphone = Microphone(source, AUDIO, open_gate("energy", AUDIO))
+    [(first, _)] = readings(microphone)
+    source._pieces.append(sentence[:8000])
+
+    [(second, _)] = readings(microphone)
+
+    np.testing.assert_array_equal(second, first)
 
 
 @pytest.mark.parametrize("kind", ["energy", "silero"])
