@@ -100,12 +100,14 @@ class _Summary:
             ", ".join(f"{count} {modality}" for modality, count in counts.items() if count) or "nothing"
             for counts in (self._runs, self._dropped)
         )
-        return f"{self._decisions} decisions in {found['seconds']:.1f} s{rate}; encoded: {encoded}; dropped: {dropped}"
+        decisions = "1 decision" if self._decisions == 1 else f"{self._decisions} decisions"
+        return f"{decisions} in {found['seconds']:.1f} s{rate}; encoded: {encoded}; dropped: {dropped}"
 
 
 def _print_notice(notice: Notice) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(f"edgefuse: {notice.about}: {notice.message}", file=sys.stderr, flush=True)
+        # One write, as several threads say something.
+        print(f"edgefuse: {notice.about}: {notice.message}\n", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
