@@ -50,10 +50,10 @@ def open_session(model: bytes, *, threads: int = 0, exact_qdq: bool = False, pro
     try:
         session = onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=False)
     except Exception as error:  # onnxruntime's own errors share no base class
-        told = f"ONNX Runtime {onnxruntime.__version__} refuses the graph: {error}"
+        version = onnxruntime.__version__
         if wanted == CPU:
-            raise BundleError(told) from None
-        raise BackendError(f"{wanted}: {told}") from None  # the graph, or what the provider needs is not there
+            raise BundleError(f"ONNX Runtime {version} refuses the graph: {error}") from None
+        raise BackendError(f"{wanted} of ONNX Runtime {version} cannot run the part here: {error}") from None
     if session.get_providers()[0] != wanted:  # it would go on with the CPU
         raise BackendError(f"{wanted} does not start here; ONNX Runtime's lines above say which library is missing")
     session._model_bytes = None  # the wrapper would hold the file beside the weights, to open it again elsewhere

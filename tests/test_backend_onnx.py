@@ -184,3 +184,19 @@ def test_a_provider_that_does_not_start_is_no_silent_cpu(tiny, monkeypatch):
 
     with pytest.raises(BackendError, match="CUDAExecutionProvider does not start here"):
         OnnxBackend(Bundle.open(tiny.bundle), provider="ort-cuda").load("image")
+
+
+def test_a_provider_without_its_libraries_is_not_the_fault_of_the_bundle(tiny, monkeypatch):
+    """As onnxruntime-gpu behaves without TensorRT."""
+    import onnxruntime
+
+    def open_it(*_: object, **__: object) -> None:
+        raise RuntimeError("Please install TensorRT libraries")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_it)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+
+    with pytest.raises(
+        BackendError, match=r"TensorrtExecutionProvider .* cannot run the part here: Please install Ten"
+    ):
+        OnnxBackend(Bundle.open(tiny.bundle), provider="ort-tensorrt").load("image")
