@@ -64,7 +64,8 @@ def _waiting(version: str) -> dict[str, str]:
     """How workers wait for the next operator.
 
     By default they spin on after a run, 39 ms of a core here, which camera and microphone threads would need. Asleep,
-    they wake too late for operators of 50 us. ONNX Runtime 1.26 and later can be told how long to spin.
+    they wake too late for operators of 50 us. ONNX Runtime 1.26 and later can be told how long to spin; a pool that all
+    sessions share cannot, and spins on.
     """
     if tuple(int(number) for number in version.split(".")[:2]) < (1, 26):
         return {"session.intra_op.allow_spinning": "0"}
@@ -81,7 +82,11 @@ def _check_provider(wanted: str, version: str, available: list[str]) -> None:
 
 
 def loop_threads() -> int:
-    """Threads of an operator beside a camera and a microphone: all cores but one, which is left to them."""
+    """Threads of an operator beside a camera and a microphone: all cores but one, which is left to them.
+
+    An operator waits for its last thread, so one more than there are free cores makes every part as slow as the sensors
+    are busy.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 
