@@ -218,6 +218,23 @@ def test_a_process_that_never_closes_ends_well(fake_driver: dict[str, str]) -> N
     passes(fake_driver, "with cuda.current(): pass_through(range(8)); cuda.event()")
 
 
+def test_a_process_that_never_closes_what_a_thread_opened_ends_well(fake_driver: dict[str, str]) -> None:
+    opened = 'cuda = open_cuda("pycuda")\n'
+    assert opened in BEGIN
+    code = """
+def work():
+    global cuda
+    cuda = open_cuda("pycuda")
+    with cuda.current():
+        assert pass_through(range(8)) == list(range(8))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+    told = run(fake_driver, BEGIN.replace(opened, "") + code)
+    assert (told.returncode, told.stderr, told.stdout) == (0, "", "")
+
+
 def test_it_is_opened_again_on_the_same_context(fake_driver: dict[str, str]) -> None:
     passes(
         fake_driver,
