@@ -387,3 +387,16 @@ def test_a_decision_stays_what_it_was(rig: Rig) -> None:
     rig.step(50)
     rig.step(500)
     assert repr(first) == before
+
+
+def test_each_failure_and_each_recovery_is_said_once(rig: Rig) -> None:
+    for round_number in range(2):
+        rig.put("text", round_number)
+        rig.device.works = BackendError("gone")
+        assert rig.step() is None
+        rig.device.works = None
+        assert rig.step(RETRY_MS[0]) is not None  # the second one is the first in a row again
+        for number in range(3):
+            rig.put("text", 10 + number)
+            assert rig.step(1) is not None
+    assert rig.said == [("backend", False), ("backend", True)] * 2
