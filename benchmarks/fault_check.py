@@ -29,7 +29,7 @@ class Evidence:
     mailbox: LoggedMailbox
     numbers: Mapping[str, Mapping[int, int]]  # modality -> moment of capture -> number of the reading
     limits_ms: Mapping[str, float | None]
-    longest_say_s: Mapping[str, float]  # what a fault is about -> from a change until it must have been said
+    longest_say_s: Mapping[str, float]  # kind -> from a change until it must have been said
     expect: Expect  # what the model says of the readings that count
 
 
@@ -128,9 +128,9 @@ def _wrong_notices(evidence: Evidence) -> Iterator[str]:
     """Each fault must be said once and taken back once, in time, and nothing else may be said of what it is about."""
     for about in dict.fromkeys(fault.about for fault in evidence.faults):
         said = [notice for notice in evidence.notices if notice.about == about]
-        longest_ms = evidence.longest_say_s[about] * 1e3
         for fault in (fault for fault in evidence.faults if fault.about == about):
             begin_ms, end_ms = fault.begin_ns / 1e6, fault.end_ns / 1e6
+            longest_ms = evidence.longest_say_s[fault.kind] * 1e3
             of_it, said = said[:2], said[2:]
             if [notice.is_well for notice in of_it] != [False, True]:
                 messages = [notice.message for notice in of_it]

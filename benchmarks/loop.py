@@ -145,7 +145,7 @@ def faults(subject: Subject) -> tuple[Rows, Any]:
     rows.append(
         _row(f"wrong of {len(evidence.decisions)} decisions and {len(evidence.notices)} notices", wrong, "0", not wrong)
     )
-    return rows, {"wrong": verdict.wrong[:20], "recovery_s": verdict.recovery_s, "decisions": len(evidence.decisions)}
+    return rows, {"wrong": verdict.wrong[:200], "recovery_s": verdict.recovery_s, "decisions": len(evidence.decisions)}
 
 
 def start(subject: Subject) -> tuple[Rows, Any]:

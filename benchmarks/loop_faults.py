@@ -47,7 +47,7 @@ class Setting:
     stuck_s: float  # of the watchdog
     hold_ms: float  # of the pace
     lead_s: float = LEAD_S
-    longest_say_s: float = 2.0  # from a change until it is said; the pace holds back for `hold_ms` more
+    longest_say_s: float = 2.0  # from a change until it is said, beyond what watchdog and pace wait
     stage_ms: float | None = None  # what a part is said to take; None tells what it took
 
 
@@ -127,8 +127,9 @@ def run_faults(
             decisions.append(decision)
         for source in sources.values():
             source.release()
-    longest_say_s = dict.fromkeys((kind.about for kind in setting.kinds), setting.longest_say_s)
-    longest_say_s["pace"] += setting.hold_ms / 1e3
+    longest_say_s = dict.fromkeys((kind.name for kind in setting.kinds), setting.longest_say_s)
+    longest_say_s[inject.STALL] += setting.stuck_s
+    longest_say_s[inject.SLOW] += setting.hold_ms / 1e3
     expect = _expecter(info, open_backend, readings)
     return Evidence(decisions, notices, script.faults, mailbox, numbers, setting.limits_ms, longest_say_s, expect)
 

@@ -18,11 +18,12 @@ from edgefuse.runtime.record import INDEX, Recorder
 
 MODULE = "edgefuse.benchmarks.loop_memory"  # run as a script, it measures its own memory
 GAP_EVERY_S = 60  # of the recording: then sensors are away for longer than their limit
-MOMENTS = 20  # at which memory is read; until the first of them caches fill and arenas grow
+MOMENTS = 20  # at which memory is read
+WARM = 0.2  # of the decisions, before the first of them: caches fill, tables of the interpreter grow
 
 
 def write_recording(folder: Path, readings: Readings, sample_rate: int, decisions: int) -> None:
-    """A recording that makes at least so many decisions: 30 pictures and 10 sounds per second, now and then none."""
+    """A recording for so many decisions and those to warm up: 30 pictures and 10 sounds per second, with gaps."""
     with Recorder(folder, sample_rate) as recorder:
         for modality, each in readings.items():
             for reading in each:
@@ -33,7 +34,7 @@ def write_recording(folder: Path, readings: Readings, sample_rate: int, decision
         del row["t_ms"]
         lines[next(iter(row)) if len(row) == 1 else "text"].append(json.dumps(row)[1:])
     with (folder / INDEX).open("w", encoding="utf-8") as file:
-        for t_ns, modality, number in stream(2 * GAP_EVERY_S + decisions // 36):
+        for t_ns, modality, number in stream(2 * GAP_EVERY_S + round((1 + WARM) * decisions / 36)):
             if t_ns // 10**9 % GAP_EVERY_S < GAP_EVERY_S - 2 or modality == "text":
                 file.write(f'{{"t_ms": {t_ns / 1e6}, {lines[modality][number % len(lines[modality])]}\n')
 
@@ -61,9 +62,10 @@ def _measure_self(bundle: str, recording: str, decisions: int, way: str) -> dict
     if way == "traced":
         tracemalloc.start()
     held = []
-    every = max(1, decisions // MOMENTS)
-    for number, _ in enumerate(run(bundle, replay=recording, speed=0.0, threads=1, count=decisions), start=1):
-        if number % every == 0:
+    warm, every = round(WARM * decisions), max(1, decisions // MOMENTS)
+    made = run(bundle, replay=recording, speed=0.0, threads=1, count=warm + decisions)
+    for number, _ in enumerate(made, start=-warm):
+        if number >= 0 and number % every == 0:
             held.append(tracemalloc.get_traced_memory()[0] if way == "traced" else process.memory_info().rss)
     return {"growth_bytes": max(held) - held[0], "bytes": held}
 
