@@ -55,11 +55,14 @@ class _Logger(trt.ILogger):  # type: ignore[misc]  # its base is known when it r
 _LOGGER = _Logger()  # one per process: TensorRT keeps the first
 
 
-def _why() -> str:
-    """What was logged since the last call, in plain words."""
-    told = plain(_LOGGER.errors)
+def _listen() -> None:
+    """Before a call that may fail: what was logged until now has nothing to do with it."""
     _LOGGER.errors.clear()
-    return told
+
+
+def _why() -> str:
+    """What was logged since `_listen`, in plain words."""
+    return plain(_LOGGER.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,9 @@ class Engine:
     """
 
     def __init__(self, runtime: trt.Runtime, what: str, data: bytes, cache: Path) -> None:
-        _LOGGER.errors.clear()
         self.what = what
         self.cache = cache
+        _listen()
         self.cuda_engine = runtime.deserialize_cuda_engine(data)
         if self.cuda_engine is None:
             raise EngineError(f"{what} cannot be loaded: {_why()}")
@@ -145,6 +148,7 @@ class Context:
         self._rtx: RtxCache | None = None
         if strategies is not None:
             self._rtx = RtxCache(engine.cuda_engine, engine.cache, strategies.WHOLE_GRAPH_CAPTURE)
+        _listen()
         self._context = engine.cuda_engine.create_execution_context(*((self._rtx.config,) if self._rtx else ()))
         if self._context is None:
             self.close()
@@ -156,6 +160,7 @@ class Context:
         Raises:
             BackendError: TensorRT refuses it.
         """
+        _listen()
         for tensor in self.engine.tensors:
             shape = tuple(batch if size == -1 else size for size in tensor.sizes)
             if tensor.is_input and not self._context.set_input_shape(tensor.name, shape):
@@ -170,6 +175,7 @@ class Context:
 
     def set_address(self, name: str, address: int) -> None:
         """Say where the GPU finds a tensor."""
+        _listen()
         if not self._context.set_tensor_address(name, address):
             raise BackendError(f"{self.engine.what} refuses the memory of {name}: {_why()}")
 
@@ -179,6 +185,7 @@ class Context:
         Raises:
             BackendError: nothing was enqueued; who goes on reads outputs of zeros.
         """
+        _listen()
         if not self._context.execute_async_v3(stream):
             raise BackendError(f"{self.engine.what} did not run: {_why()}")
 
@@ -198,7 +205,7 @@ def open_runtime(target: str) -> trt.Runtime:
     Raises:
         EngineError: TensorRT finds no GPU that it can use.
     """
-    _LOGGER.errors.clear()
+    _listen()
     try:
         return trt.Runtime(_LOGGER)
     except TypeError:  # its constructor returned nothing

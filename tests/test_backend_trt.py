@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from edgefuse.runtime import backend_trt
 from edgefuse.runtime.backend_onnx import OnnxBackend
@@ -165,6 +166,28 @@ def test_an_engine_that_is_missing_is_said_with_the_command(rig: Rig) -> None:
     engine_file(rig.bundle.folder, rig.target, "text").unlink()
     with rig.open() as backend:
         refused(EngineError, f"no {rig.target} engine of text; .*run `edgefuse build", backend.pipeline)
+
+
+ONNX_TYPES = {
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+    TensorProto.INT8: np.int8,
+    TensorProto.UINT8: np.uint8,
+    TensorProto.INT32: np.int32,
+    TensorProto.INT64: np.int64,
+    TensorProto.BOOL: np.bool_,
+}
+
+
+@pytest.mark.parametrize("kind", ONNX_TYPES, ids=lambda kind: TensorProto.DataType.Name(kind))
+def test_every_type_is_filled_and_read_as_what_it_is(rig: Rig, kind: int) -> None:
+    sides = [helper.make_tensor_value_info(name, kind, ["batch", 3]) for name in ("x", "same")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["same"])], "g", sides[:1], sides[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    put_engine(rig.bundle, rig.target, HEAD, Plan(VERSIONS[rig.target], SM, (1, 1, 4), model.SerializeToString()))
+    given = np.array([[0, 1, 1], [1, 0, 1]], ONNX_TYPES[kind])
+    with rig.open() as backend:
+        same(backend.run(HEAD, {"x": given}), {"same": given.astype(np.float32)})
 
 
 def test_a_type_that_numpy_lacks_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,15 +377,14 @@ def test_tensorrt_has_no_such_cache(trt_rig: Rig) -> None:
     assert not list(trt_rig.bundle.folder.glob("engines/*/*.cache"))
 
 
-def test_errors_of_before_are_not_told_again(trt_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_what_was_logged_for_this_failure_is_told(trt_rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG), trt_rig.open() as backend:
-        trt_rig.trt.fail("deserialize_cuda_engine")
-        refused(EngineError, "memory ran out", lambda: backend.load("image"))
+        backend.load("image")
+        for message in ["something that did no harm"] * 99 + ["Error Code 2: OutOfMemory"]:
+            trt_rig.trt.error(message)
         assert "OutOfMemory" in caplog.text
-        for _ in range(99):
-            trt_rig.trt.error("something that did no harm")
         trt_rig.trt.fail("execute_async_v3")
-        told = refused(BackendError, "did not run", lambda: backend.load("image"))
+        told = refused(BackendError, "did not run", lambda: backend.run("image", readings(trt_rig.bundle, 0)["image"]))
         assert not re.search("memory|harm", told)
 
 
