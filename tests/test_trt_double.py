@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorrt_rtx
 
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.cuda_runtime import CudaRuntime
 from tests.conftest import Tiny
 from tests.cuda_double import Driver
 from tests.cuda_order import Misuse
-from tests.trt_double import TrtDouble
+from tests.trt_context import Context
+from tests.trt_double import Cache, Config, Engine, Runtime, TrtDouble
 from tests.trt_plan import SM, VERSIONS, Plan, write_plan
 
 AUDIO, TOKENS = 160 * 4, 3 * 4  # bytes of one example
@@ -120,6 +122,33 @@ def test_an_engine_tells_its_tensors(setup: Setup) -> None:
 def test_what_an_engine_does_not_have_is_a_misuse(setup: Setup, call: Any) -> None:
     with pytest.raises(Misuse):
         call(setup.engine)
+
+
+@pytest.mark.parametrize(
+    ("double", "real"),
+    [
+        (Runtime, tensorrt_rtx.Runtime),
+        (Engine, tensorrt_rtx.ICudaEngine),
+        (Context, tensorrt_rtx.IExecutionContext),
+        (Config, tensorrt_rtx.IRuntimeConfig),
+        (Cache, tensorrt_rtx.IRuntimeCache),
+    ],
+)
+def test_it_has_no_name_that_the_real_one_lacks(double: type, real: type) -> None:
+    names = {name for name, value in vars(double).items() if not name.startswith("_") and name != "HEAD"}
+    assert names
+    assert not [name for name in names if not hasattr(real, name)]
+
+
+def test_its_constants_are_those_of_the_real_one(model: bytes) -> None:
+    module = TrtDouble(Driver(), "tensorrt-rtx").module
+    for name in ("TensorIOMode", "CudaGraphStrategy"):
+        real = getattr(tensorrt_rtx, name)
+        assert {member.name: int(member) for member in getattr(module, name)} == {
+            member: int(value) for member, value in real.__members__.items()
+        }
+    assert {member.name for member in module.DataType} <= set(tensorrt_rtx.DataType.__members__)
+    assert hasattr(tensorrt_rtx.IRuntimeConfig, "cuda_graph_strategy")
 
 
 # What it answers with None or False and a line in its log.
