@@ -23,6 +23,7 @@ from edgefuse.runtime.mailbox import Mailbox
 
 LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
 RETRY_MS = (100.0, 1000.0)  # first and longest wait before a backend that failed is opened again
+GIVE_UP_S = 60.0  # of a backend that does not come back: after some faults of a GPU only a new process can use it
 LOOK_AROUND_S = 0.5  # longest sleep, so that a stop is noticed
 
 
@@ -64,6 +65,7 @@ class Loop:
         self._backend: Backend | None = None
         self._pipeline: Pipeline | None = None
         self._failures = 0  # of the backend, in a row
+        self._failed_ns = 0  # when the first of them was
         self._retry_ns = 0
         self._stepped_ns = 0  # when the last step began
         self._is_blind = False
@@ -100,7 +102,11 @@ class Loop:
                 self._mailbox.wait(self._sleep_s())
 
     def step(self) -> Decision | None:
-        """One decision, or None where nothing changed, no sensor gives anything, or the backend is down."""
+        """One decision, or None where nothing changed, no sensor gives anything, or the backend is down.
+
+        Raises:
+            BackendError: the backend did not come back for GIVE_UP_S.
+        """
         started_ns = self._stepped_ns = self._clock()
         self._take_readings()
         counts = {m: self._counts(m, started_ns) for m in self._info.modalities}
@@ -190,10 +196,17 @@ class Loop:
             self.close()
         self._backend = self._pipeline = None
         self._waiting = dict(self._held)
+        now_ns = self._clock()
         if not self._failures:
+            self._failed_ns = now_ns
             self._say("backend", False, f"the backend failed ({error}); it is opened again")
+        if now_ns - self._failed_ns > GIVE_UP_S * 1e9:
+            raise BackendError(
+                f"the backend has failed for {GIVE_UP_S:.0f} s ({error}); start this program again, as systemd does "
+                "with Restart=on-failure"
+            )
         first, longest = RETRY_MS
-        self._retry_ns = self._clock() + int(min(first * 2 ** min(self._failures, 10), longest) * 1e6)
+        self._retry_ns = now_ns + int(min(first * 2 ** min(self._failures, 10), longest) * 1e6)
         self._failures += 1
 
     def _open_again(self, now_ns: int) -> bool:

@@ -117,7 +117,7 @@ def _decisions(
         info,
         partial(open_backend, bundle, asked.backend, asked.threads),
         mailbox,
-        limits_ms=asked.limits_ms,
+        limits_ms=asked.limits,
         clock=time.monotonic_ns if replay is None else replay.clock,
         on_notice=told.notice,
     )

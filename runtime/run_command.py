@@ -24,8 +24,8 @@ def run(
     gate: Annotated[
         str,
         typer.Option(
-            help="What sound counts: off (all of it), or sentences found by energy, silero or silero=MODEL.onnx; with "
-            "--limit audio=none a sentence counts until the next one."
+            help="What sound counts: off (all of it), or sentences found by energy, silero or silero=MODEL.onnx; a "
+            "sentence counts for 10 s, with --limit audio=none until the next one."
         ),
     ] = "off",
     backend: Backend = None,

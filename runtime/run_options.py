@@ -11,6 +11,7 @@ from edgefuse.runtime.bundle import MODALITIES, BundleInfo
 from edgefuse.runtime.errors import OptionError
 
 STDIN = "-"
+SENTENCE_LIMIT_MS = 10_000.0  # how long a sentence that a gate found counts
 SENSORS = {"image": "camera", "audio": "mic", "text": "text"}  # modality -> the option that gives it
 
 
@@ -38,6 +39,11 @@ class Options:
     speed: float = 0.0  # of a replay: times as fast as recorded; 0 does not wait
     web: int | None = None  # port of the page
     web_host: str = "127.0.0.1"  # address that the page listens on
+
+    @property
+    def limits(self) -> dict[str, float | None]:
+        """The limits of the loop: a sentence found by a gate counts longer than a window of sound."""
+        return {**({} if self.gate == "off" else {"audio": SENTENCE_LIMIT_MS}), **self.limits_ms}
 
     def __post_init__(self) -> None:
         given = [name for name in SENSORS.values() if getattr(self, name) is not None]

@@ -227,6 +227,21 @@ def test_a_backend_that_cannot_be_opened_again_is_tried_ever_more_slowly(rig: Ri
     assert rig.said == [("backend", False)]
 
 
+def test_a_backend_that_stays_away_ends_the_loop_so_that_the_process_can_be_started_again(rig: Rig) -> None:
+    rig.put("text", 1)
+    rig.step()
+    rig.device.works = rig.device.opens = BackendError("cudaErrorIllegalAddress")
+    rig.put("text", 2)
+    rig.step()
+    began_ms = rig.now_ms
+    while rig.now_ms <= began_ms + 60_000:
+        assert rig.step() is None
+        rig.now_ms += 500
+    rig.now_ms += 1000
+    with pytest.raises(BackendError, match=r"for 60 s \(cudaErrorIllegalAddress\); start this program again"):
+        rig.step()
+
+
 def test_a_backend_that_cannot_be_opened_at_all_is_the_callers_error(rig: Rig) -> None:
     rig.device.opens = EngineError("no engine")
     with pytest.raises(EngineError):
@@ -330,7 +345,7 @@ def test_waiting_takes_no_cpu(rig: Rig) -> None:
     rig.device.works = BackendError("gone")
     rig.device.opens = BackendError("gone")
     with _running(rig):
-        rig.loop._failures = 1  # as after a failure: it is opened again and again
+        rig.loop._failures, rig.loop._failed_ns = 1, time.monotonic_ns()  # as after a failure: it is opened again
         rig.writers["text"].put(time.monotonic_ns())
         begin = time.process_time()
         time.sleep(2 * LOOK_AROUND_S)

@@ -24,6 +24,7 @@ import pytest
 import edgefuse.runtime
 from edgefuse.runtime import cli
 from edgefuse.runtime.errors import BundleError, EdgefuseError, OptionError
+from edgefuse.runtime.run_options import Options
 
 RUN = Path(cli.__file__).with_name("run.py")
 KEYS = {"t_ms", "label", "confidence", "weights", "presence", "age_ms", "skew_ms", "stages_ms", "dropped"}
@@ -488,3 +489,12 @@ def test_alarms_are_posted_to_the_webhook_before_the_iterator_is_closed(tiny, tm
         server.shutdown()
 
     assert [(document["event"], document["alarm"]) for document in posted] == [("start", "red"), ("stop", "red")]
+
+
+def test_a_sentence_counts_longer_than_a_window_of_sound_where_no_limit_is_given() -> None:
+    assert Options(mic="-").limits == {}
+    assert Options(mic="-", gate="energy").limits == {"audio": 10_000.0}
+    assert Options(mic="-", gate="energy", limits_ms={"audio": None, "image": 5.0}).limits == {
+        "audio": None,
+        "image": 5.0,
+    }
