@@ -71,7 +71,7 @@ def test_a_way_that_keeps_a_stale_sound_is_noticed(
 
 
 def test_a_load_counts_every_reading_as_decided_or_dropped(bundle: Bundle, readings: Readings) -> None:
-    assert 0 < decision_ms(bundle, readings, "image", 50) < 100
+    assert 0 < decision_ms(bundle, readings, "image", 0.2) < 100
     load = run_load(bundle, readings, "image", rate_hz=200.0, seconds=0.5)
     assert load.given > 50
     assert load.given - load.dropped - 1 <= len(load.ages_ms) <= load.given - load.dropped  # the stop may beat the last
