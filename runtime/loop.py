@@ -6,24 +6,21 @@ decision. It owns the backend: only the thread that iterates touches it.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from math import exp, isfinite
+from math import exp
 from types import TracebackType
 
 import numpy as np
 
-from edgefuse.runtime.backend import Backend, Outcome, Pipeline, Tensors
+from edgefuse.runtime.backend import Backend, Outcome, Tensors
 from edgefuse.runtime.bundle import BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
-from edgefuse.runtime.errors import BackendError, EdgefuseError
+from edgefuse.runtime.keeper import Keeper
 from edgefuse.runtime.mailbox import Mailbox
 
 LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
-RETRY_MS = (100.0, 1000.0)  # first and longest wait before a backend that failed is opened again
-GIVE_UP_S = 60.0  # of a backend that does not come back: after some faults of a GPU only a new process can use it
 LOOK_AROUND_S = 0.5  # longest sleep, so that a stop is noticed
 
 
@@ -50,7 +47,6 @@ class Loop:
         on_notice: Callable[[Notice], None] = lambda notice: None,
     ) -> None:
         self._info = info
-        self._open_backend = open_backend
         self._mailbox = mailbox
         self._clock = clock
         self._on_notice = on_notice
@@ -62,11 +58,7 @@ class Loop:
         self._presence = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
         self._presence_of: dict[str, bool] = {}  # what it holds
         self._counted: dict[str, bool] = dict.fromkeys(info.modalities, False)  # in the last decision
-        self._backend: Backend | None = None
-        self._pipeline: Pipeline | None = None
-        self._failures = 0  # of the backend, in a row
-        self._failed_ns = 0  # when the first of them was
-        self._retry_ns = 0
+        self._keeper = Keeper(open_backend, clock, lambda is_well, message: self._say("backend", is_well, message))
         self._stepped_ns = 0  # when the last step began
         self._is_blind = False
 
@@ -76,13 +68,7 @@ class Loop:
         Raises:
             EdgefuseError: it cannot be opened at all; later failures are notices.
         """
-        backend = self._open_backend()
-        try:
-            self._pipeline = backend.pipeline()
-        except BaseException:
-            backend.close()
-            raise
-        self._backend = backend
+        self._keeper.open()
 
     def decisions(self, stop: threading.Event, have_ended: Callable[[], bool] = lambda: False) -> Iterator[Decision]:
         """A decision whenever a sensor has something new, or stops to count.
@@ -105,7 +91,7 @@ class Loop:
         """One decision, or None where nothing changed, no sensor gives anything, or the backend is down.
 
         Raises:
-            BackendError: the backend did not come back for GIVE_UP_S.
+            BackendError: the backend did not come back for a minute.
         """
         started_ns = self._stepped_ns = self._clock()
         self._take_readings()
@@ -117,12 +103,11 @@ class Loop:
             self._counted = counts
             self._say_blind(True)
             return None
-        if self._pipeline is None and not self._open_again(started_ns):
-            return None
         if counts != self._presence_of:
             self._presence[0], self._presence_of = list(counts.values()), counts
-        outcome = self._run(fresh)
+        outcome = self._keeper.run(fresh, self._presence)
         if outcome is None:
+            self._waiting = dict(self._held)
             return None
         for modality in fresh:
             del self._waiting[modality]
@@ -140,16 +125,13 @@ class Loop:
             for m, limit_ns in self._limit_ns.items()
             if limit_ns is not None and self._counted[m] and m in self._t_ns
         ]
-        if self._failures:
-            moments.append(self._retry_ns)
+        if self._keeper.retry_ns is not None:
+            moments.append(self._keeper.retry_ns)
         return min((moment for moment in moments if moment > self._stepped_ns), default=None)
 
     def close(self) -> None:
         """Free the backend; calling it twice is fine."""
-        self._pipeline = None
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            backend.close()
+        self._keeper.close()
 
     def __enter__(self) -> Loop:
         return self
@@ -175,51 +157,6 @@ class Loop:
     def _counts(self, modality: str, now_ns: int) -> bool:
         limit_ns, t_ns = self._limit_ns[modality], self._t_ns.get(modality)
         return t_ns is not None and (limit_ns is None or now_ns - t_ns <= limit_ns)
-
-    def _run(self, fresh: Mapping[str, Tensors]) -> Outcome | None:
-        assert self._pipeline is not None
-        try:
-            outcome = self._pipeline.run(fresh, self._presence)
-            if not isfinite(sum(outcome.logits.tolist())):
-                raise BackendError("its answer is not a number")
-        except BackendError as error:
-            self._fail(error)
-            return None
-        if self._failures:
-            self._failures = 0
-            self._say("backend", True, "the backend works again")
-        return outcome
-
-    def _fail(self, error: Exception) -> None:
-        """Give the backend up and encode everything anew with the next one."""
-        with contextlib.suppress(BackendError):
-            self.close()
-        self._backend = self._pipeline = None
-        self._waiting = dict(self._held)
-        now_ns = self._clock()
-        if not self._failures:
-            self._failed_ns = now_ns
-            self._say("backend", False, f"the backend failed ({error}); it is opened again")
-        if now_ns - self._failed_ns > GIVE_UP_S * 1e9:
-            raise BackendError(
-                f"the backend has failed for {GIVE_UP_S:.0f} s ({error}); start this program again, as systemd does "
-                "with Restart=on-failure"
-            )
-        first, longest = RETRY_MS
-        self._retry_ns = now_ns + int(min(first * 2 ** min(self._failures, 10), longest) * 1e6)
-        self._failures += 1
-
-    def _open_again(self, now_ns: int) -> bool:
-        if self._failures and now_ns < self._retry_ns:
-            return False
-        try:
-            self.open()
-        except EdgefuseError as error:  # a driver that is gone is an EngineError, a disk that is gone a BundleError
-            if not self._failures:
-                raise
-            self._fail(error)
-            return False
-        return True
 
     def _decision(self, outcome: Outcome, counts: dict[str, bool], started_ns: int) -> Decision:
         probabilities = _softmax(outcome.logits.tolist())

@@ -18,7 +18,8 @@ from edgefuse.runtime.backend import Outcome, Tensors
 from edgefuse.runtime.bundle import BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
 from edgefuse.runtime.errors import BackendError, BundleError, EngineError
-from edgefuse.runtime.loop import LOOK_AROUND_S, RETRY_MS, Loop
+from edgefuse.runtime.keeper import RETRY_MS
+from edgefuse.runtime.loop import LOOK_AROUND_S, Loop
 from edgefuse.runtime.mailbox import Mailbox
 from edgefuse.runtime.predictor import softmax
 
@@ -70,6 +71,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.now_ms = 1000.0
+        self.clock = lambda: int(self.now_ms * 1e6)
         self.device = Device()
         self.notices: list[Notice] = []
         self.mailbox = Mailbox(lambda modality: {"value": np.zeros(1)}, MODALITIES)
@@ -80,7 +82,7 @@ class Rig:
             self.device.open,  # type: ignore[arg-type]
             self.mailbox,
             limits_ms=LIMITS_MS,
-            clock=lambda: int(self.now_ms * 1e6),
+            clock=lambda: self.clock(),
             on_notice=self.notices.append,
         )
 
@@ -317,7 +319,7 @@ def _running(rig: Rig) -> Iterator[list[Decision]]:
     """The decisions of a thread that iterates, on the real clock; it has ended afterwards."""
     found: list[Decision] = []
     stop = threading.Event()
-    rig.loop._clock = time.monotonic_ns
+    rig.clock = time.monotonic_ns
     thread = threading.Thread(target=lambda: found.extend(rig.loop.decisions(stop)))
     thread.start()
     try:
@@ -342,10 +344,9 @@ def test_iterating_wakes_when_a_reading_gets_too_old(rig: Rig) -> None:
 
 
 def test_waiting_takes_no_cpu(rig: Rig) -> None:
-    rig.device.works = BackendError("gone")
-    rig.device.opens = BackendError("gone")
+    rig.loop.open()
+    rig.device.works = rig.device.opens = BackendError("gone")
     with _running(rig):
-        rig.loop._failures, rig.loop._failed_ns = 1, time.monotonic_ns()  # as after a failure: it is opened again
         rig.writers["text"].put(time.monotonic_ns())
         begin = time.process_time()
         time.sleep(2 * LOOK_AROUND_S)
