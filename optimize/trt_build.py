@@ -42,7 +42,9 @@ def build(job: Job, model: bytes, report: Report) -> dict[str, Any]:
     engine, facts = _engine(job, model, job.max_batch, logger, progress, report)
     seconds = time.perf_counter() - started
     _write(job.engine, engine)
-    plan = _plan(engine, logger, report) if job.target == "tensorrt" else None  # TensorRT-RTX has it in its log
+    plan = None  # TensorRT-RTX has it in its log
+    if job.target == "tensorrt":
+        plan = _plan(engine, facts["profiles"], logger, report)
     for batch in batches[1:]:
         _engine(job, model, batch, logger, progress, report)
     return {"engine_sha256": hashlib.sha256(engine).hexdigest(), "seconds": seconds, "plan": plan, **facts}
@@ -150,20 +152,44 @@ def _save_timing_cache(path: Path, config: trt.IBuilderConfig, report: Report) -
         report(note=f"{path} cannot be written ({error.strerror}); the next build takes as long")
 
 
-def _plan(engine: bytes, logger: Logger, report: Report) -> str | None:
+def _plan(engine: bytes, profiles: dict[str, list[list[int]]], logger: Logger, report: Report) -> str | None:
     """What the engine inspector says of the kernels; only a machine that can run the engine can ask it."""
     try:
         loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
     except TypeError:  # its constructor returned nothing
         loaded = None
-    inspector = None if loaded is None else loaded.create_engine_inspector()
-    told = "" if inspector is None else inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+    told = "" if loaded is None else _inspected(loaded, profiles, logger, report)
     try:
         json.loads(told, strict=False)  # it has raw control characters
     except ValueError:
         report(note=f"TensorRT tells nothing of the kernels it chose: {plain(logger.errors)}")
         return None
-    return str(told)
+    return told
+
+
+def _inspected(engine: trt.ICudaEngine, profiles: dict[str, list[list[int]]], logger: Logger, report: Report) -> str:
+    """The inspector's words, with the sizes at batch 1 where the batch is free."""
+    inspector = engine.create_engine_inspector()
+    if inspector is None:
+        return ""
+    context = _at_batch_1(engine, profiles) if profiles else None
+    if context is not None:
+        inspector.execution_context = context
+    elif profiles:
+        report(note=f"TensorRT tells no sizes of what its kernels read and write: {plain(logger.errors)}")
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _at_batch_1(engine: trt.ICudaEngine, profiles: dict[str, list[list[int]]]) -> trt.IExecutionContext | None:
+    """A context by which the inspector knows the sizes that the batch leaves open; None where TensorRT refuses."""
+    context = engine.create_execution_context()
+    if context is None:
+        return None
+    try:
+        is_set = all(context.set_input_shape(name, tuple(smallest)) for name, (smallest, *_) in profiles.items())
+        return context if is_set and not context.infer_shapes() else None
+    except RuntimeError:  # of infer_shapes
+        return None
 
 
 def _write(path: str, engine: bytes) -> None:

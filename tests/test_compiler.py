@@ -19,19 +19,38 @@ from edgefuse.optimize import compiler
 from edgefuse.optimize.compiler import Job, parser_errors, workspace_bytes
 from edgefuse.optimize.fp16 import to_fp16
 from edgefuse.optimize.graph import Graph
+from edgefuse.optimize.plan import parse_layers, summary
 from edgefuse.runtime.bundle import HEAD
 from tests.optimize_fixtures import PARTS
 
 MODEL = to_fp16(Graph(PARTS[HEAD])).serialize()
 # What a machine with a GPU would have: an engine that can be loaded and asked.
 WITH_GPU = """
+import json
 from tensorrt_rtx import *
 __version__ = "10.3.0"
 class Runtime:
     def __init__(self, logger): pass
     def deserialize_cuda_engine(self, plan): return self
-    def create_engine_inspector(self): return self
-    def get_engine_information(self, form): return '{"Layers": [], "note": "raw \\x1e control"}'
+    def create_engine_inspector(self): return Inspector()
+    def create_execution_context(self): return Context()
+class Context:
+    def __init__(self): self.batches, self.is_inferred = [], False
+    def set_input_shape(self, name, shape):
+        self.batches.append(shape[0])
+        return True
+    def infer_shapes(self):
+        self.is_inferred = True
+        return []
+class Inspector:
+    execution_context = None
+    def get_engine_information(self, form):
+        its = self.execution_context
+        assert its is None or its.is_inferred and len(its.batches) == 4, "as many inputs as the head has"
+        sizes = [its.batches[0] if its else -1, 8]
+        read, written = ({"Name": name, "Dimensions": sizes, "Datatype": "Half"} for name in "xy")
+        layer = {"Name": "raw \\x1e control", "LayerType": "gemm", "Inputs": [read], "Outputs": [written]}
+        return json.dumps({"Layers": [layer]}).replace("\\\\u001e", "\\x1e")
 """
 
 
@@ -99,8 +118,30 @@ def test_an_engine_that_cannot_be_asked_has_no_plan_and_that_is_said(job: Job, t
 
 def test_with_a_gpu_the_plan_is_told_as_the_inspector_has_it(job: Job, tmp_path: Path) -> None:
     events, _ = compiled(job, stand_in(tmp_path / "modules", WITH_GPU))
-    assert events[-1]["built"]["plan"] == '{"Layers": [], "note": "raw \x1e control"}'
+    plan = events[-1]["built"]["plan"]
+    assert "raw \x1e control" in plan
+    assert summary(parse_layers(plan))["bytes_touched"] == 2 * 8 * 2  # of the smallest batch, though up to 4 may run
     assert not [event for event in events if "note" in event]
+
+
+@pytest.mark.parametrize(
+    ("works", "fails"),
+    [
+        ("return Context()", "return None"),
+        ("return True", "return False"),
+        ("return []", "return ['presence']"),
+        ("return []", "raise RuntimeError('Shape inference failed.')"),
+    ],
+)
+def test_sizes_that_tensorrt_does_not_tell_are_said_and_the_kernels_told(
+    job: Job, tmp_path: Path, works: str, fails: str
+) -> None:
+    assert WITH_GPU.count(works) == 1
+    events, _ = compiled(job, stand_in(tmp_path / "modules", WITH_GPU.replace(works, fails)))
+    (note,) = (event["note"] for event in events if "note" in event)
+    assert note.startswith("TensorRT tells no sizes of what its kernels read and write: ")
+    told = summary(parse_layers(events[-1]["built"]["plan"]))
+    assert (told["kernels"], told["bytes_touched"]) == (1, None)
 
 
 def test_all_errors_of_a_parser_are_told() -> None:
