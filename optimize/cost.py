@@ -1,7 +1,7 @@
-"""What a part in some precision would cost on a device: read from the compiled plan, or else estimated from the graph.
+"""What a part in some precision costs on a device: timed there, else read from a compiled plan, else estimated.
 
-Kernels and bytes become one figure by a stated model: a launch, and the time that the memory of an Orin Nano takes for
-the bytes. It ranks the forms of a part; it is no latency, and none was measured.
+Where there is no device to time on, kernels and bytes become one figure by a stated model: a launch, and the time that
+the memory of an Orin Nano takes for the bytes. That ranks the forms of a part; it is no latency.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgefuse.optimize.compile_process import run_compiler
 from edgefuse.optimize.compiler import Job
 from edgefuse.optimize.graph import FLOAT16, Graph
 from edgefuse.optimize.plan import parse_layers, summary
+from edgefuse.optimize.timed import BLOCKS, RUNS, Timer, find_device
 from edgefuse.runtime.errors import EngineError
 
 LAUNCH_US = 3.0  # one kernel of a CUDA graph, start to start; assumed
@@ -24,24 +26,66 @@ SM = 86  # the plan of an Ampere GPU, as Orin has; TensorRT-RTX knows no SM 87
 _WEIGHTED = ("Conv", "MatMul", "Gemm", "Gather")
 
 
+WORTH = 0.002  # least share of the cost that INT8 has to save
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Launches and bytes of one run at batch 1."""
+    """One run at batch 1: its launches and the bytes they touch, and how long it takes where that was measured."""
 
-    kernels: int
-    bytes_touched: int
+    kernels: int | None  # None where a timed engine's plan does not tell
+    bytes_touched: int | None
+    measured_us: float | None = None
+    spread_us: float = 0.0  # of measured_us
 
     @property
     def us(self) -> float:
-        """Launches and bytes as microseconds of the stated model."""
-        return self.kernels * LAUNCH_US + self.bytes_touched / BYTES_PER_US
+        """What was measured, else launches and bytes as microseconds of the stated model."""
+        if self.measured_us is not None:
+            return self.measured_us
+        return (self.kernels or 0) * LAUNCH_US + (self.bytes_touched or 0) / BYTES_PER_US
+
+    def beats(self, other: Cost) -> bool:
+        """Whether it is cheaper, by more than the spread of what was measured, and so that it is worth a change."""
+        return other.us - self.us > max(WORTH * other.us, self.spread_us, other.spread_us)
+
+    def against(self, other: Cost) -> str:
+        """What sets it apart from `other`, in words."""
+        told = []
+        if self.measured_us is not None:
+            spread = max(self.spread_us, other.spread_us)
+            told.append(f"takes {self.us - other.us:+.1f} us (spread {spread:.1f})")
+        if self.kernels is not None and other.kernels is not None:
+            told.append(f"makes {self.kernels - other.kernels:+d} kernels")
+        if self.bytes_touched is not None and other.bytes_touched is not None:
+            told.append(f"{(self.bytes_touched - other.bytes_touched) / 1e3:+.0f} kB")
+        return " and ".join(told)
 
 
 def cost_source() -> tuple[str, Callable[[bytes], Cost]]:
-    """What the costs are read from on this machine, in words and as a function of the ONNX bytes."""
+    """What the costs of one part are read from on this machine, in words and as a function of the ONNX bytes."""
+    untimed = ""
+    try:
+        if device := find_device():
+            how = f"median of {BLOCKS} blocks of {RUNS} runs, in turn with the part's first form"
+            told = f"timed on {device.gpu}, TensorRT {device.version}, batch 1, {how}"
+            return told, partial(timed_cost, Timer(device))
+    except EngineError as error:
+        untimed = f"; not timed on the GPU: {error}"
     if importlib.util.find_spec("tensorrt_rtx") is None:
-        return "estimated from the graph, since TensorRT-RTX is not installed", estimated_cost
-    return f"the plan of TensorRT-RTX for SM {SM}, batch 1", compiled_cost
+        return f"estimated from the graph, since TensorRT-RTX is not installed{untimed}", estimated_cost
+    return f"the plan of TensorRT-RTX for SM {SM}, batch 1{untimed}", compiled_cost
+
+
+def timed_cost(timer: Timer, model: bytes) -> Cost:
+    """Build `model` for this machine's GPU, time it there, and count what TensorRT says of its kernels.
+
+    Raises:
+        EngineError: TensorRT refuses it, or it cannot be timed.
+    """
+    timing = timer.time(model)
+    told = summary(parse_layers(timing.plan))
+    return Cost(told["kernels"], told["bytes_touched"], timing.us, timing.spread_us)
 
 
 def compiled_cost(model: bytes) -> Cost:

@@ -1,4 +1,4 @@
-"""Plans which blocks of a part compute in INT8: the cheapest form by the compiler's own plan, and ways back from it.
+"""Plans which blocks of a part compute in INT8: the cheapest form by what cost.py tells, and ways back from it.
 
 A block is every node of a part with the same task (the same operator, shape and producer), so a block of a transformer
 spans its layers. Weight products and tables begin in INT8, convolutions and attentions in FP16; then each block in turn
@@ -23,8 +23,6 @@ from edgefuse.optimize.qdq import Product, Site
 from edgefuse.optimize.tune import Tuned
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import open_session
-
-WORTH = 0.002  # least share of the cost that a switch has to save
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,10 @@ class Forms:
         best = self.form({block.name for block in self.blocks if block.by_default})
         for block in self.blocks:
             switched = self.form(best.int8 ^ {block.name})
-            if switched.cost.us < best.cost.us * (1 - WORTH):
+            if switched.cost.beats(best.cost):
                 best = switched
         fp16 = self.form(())
-        self.best = fp16 if fp16.cost.us <= best.cost.us * (1 + WORTH) else best
+        self.best = best if best.cost.beats(fp16.cost) else fp16
         return self.best
 
     def noisiest(self, form: Form, batch: Tensors) -> list[str]:
@@ -137,9 +135,7 @@ class Forms:
         for form in self.made.values():
             other = self.made.get(form.int8 ^ {block})
             if block in form.int8 and other is not None:
-                kernels = form.cost.kernels - other.cost.kernels
-                kilobytes = (form.cost.bytes_touched - other.cost.bytes_touched) / 1e3
-                return f"INT8 here makes {kernels:+d} kernels and {kilobytes:+.0f} kB"
+                return f"INT8 here {form.cost.against(other.cost)}"
         return "as asked for"
 
 

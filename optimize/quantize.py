@@ -75,7 +75,7 @@ def quantize(
     Raises:
         GateError: the trt parts keep too little; the bundle is as it was.
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
-        EngineError: the compiler that tells "auto" the costs refuses a part.
+        EngineError: the compiler that tells "auto" the costs refuses a part, or the GPU that is there cannot time it.
     """
     if precision not in PRECISIONS:
         raise BundleError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -216,15 +216,16 @@ def _plan(made: Mapping[str, Made], trt: Settled) -> dict[str, Any]:
         least_bytes = float("inf")
         for form in sorted(compiled, key=lambda form: form.cost.us):
             told = form.int8 in ({chosen, frozenset[str]()} | kept.keys())
-            if form.cost.bytes_touched >= least_bytes and not told:
+            size = form.cost.bytes_touched
+            if (size is None or size >= least_bytes) and not told:
                 continue
-            least_bytes = min(least_bytes, form.cost.bytes_touched)
+            least_bytes = least_bytes if size is None else min(least_bytes, size)
             rows.append(
                 {
                     "part": part,
                     "form": _form_name(form.int8, chosen),
                     "kernels": form.cost.kernels,
-                    "megabytes": form.cost.bytes_touched / 1e6,
+                    "megabytes": None if size is None else size / 1e6,
                     "cost_us": form.cost.us,
                     "kept": kept.get(form.int8),
                 }

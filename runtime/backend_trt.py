@@ -60,7 +60,7 @@ class TrtBackend:
         self._engines: dict[str, Engine] = {}
         self._parts: dict[str, Part] = {}
         self._open = contextlib.ExitStack()  # all that must be closed, the latest first
-        self._cuda = cuda or _open_cuda()
+        self._cuda = cuda or any_cuda()
         try:
             self._open_runtime()
         except BaseException:
@@ -197,7 +197,8 @@ class TrtBackend:
         return self._parts[part]
 
 
-def _open_cuda() -> Cuda:
+def any_cuda() -> Cuda:
+    """The GPU by cuda-python, or by pycuda where only that is installed; raises as `open_cuda`."""
     try:
         return open_cuda("cuda-python")
     except MissingExtraError:

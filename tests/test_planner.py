@@ -133,6 +133,21 @@ def test_a_block_is_not_switched_for_a_thousandth(text: Calibrated) -> None:
     assert best.int8 == {QKV, OUT}  # an attention begins in FP16, a product in INT8
 
 
+@pytest.mark.parametrize(("spread_us", "chosen"), [(1.0, {QKV}), (30.0, set())])
+def test_a_form_that_is_quicker_within_the_spread_is_not_cheaper(
+    text: Calibrated, spread_us: float, chosen: set[str]
+) -> None:
+    made_up = MadeUp(text, {QKV: -20})
+
+    def cost_of(model: bytes) -> Cost:
+        return Cost(None, None, float(made_up(model).kernels or 0), spread_us)
+
+    forms = forms_of(text, cost_of)
+    assert forms.cheapest().int8 == chosen
+    why = {row["block"]: row["why"] for row in forms.reasons(chosen)}
+    assert why[UP] == f"INT8 here takes +5.0 us (spread {spread_us:.1f})"
+
+
 def test_a_form_is_compiled_once(text: Calibrated) -> None:
     made_up = MadeUp(text, {QKV: -20})
     forms = forms_of(text, made_up)

@@ -28,6 +28,7 @@ from edgefuse.runtime.evaluate import evaluate
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.samples import Samples
+from edgefuse.runtime.show import show
 from tests.optimize_fixtures import (
     DIM,
     MODALITIES,
@@ -216,6 +217,24 @@ def test_without_the_compiler_the_costs_are_estimated(
         cost = estimated_cost(Bundle.open(folder).part("trt", part))
         assert (chosen["kernels"], chosen["cost_us"]) == (cost.kernels, cost.us)
         assert told["parts"][part]["precision"] == FP16  # kernels cost more than these few weights
+
+
+def test_forms_that_were_timed_are_ranked_by_it_though_their_bytes_are_not_known(
+    small: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cost_of(model: bytes) -> Cost:
+        return Cost(None, None, measured_us=cost_of_weights(model).us, spread_us=0.5)
+
+    monkeypatch.setattr(module, "cost_source", lambda: ("timed on a made-up GPU", cost_of))
+    folder = copied(small, tmp_path)
+    told = quantize(folder, gate=0.9)
+    show(told)  # as the command line prints it
+    assert told["cost"] == Bundle.open(folder).info.quality["plan"]["cost"] == "timed on a made-up GPU"
+    for part in MODALITIES:
+        rows = {row["form"]: row for row in told["pareto"] if row["part"] == part}
+        assert rows["chosen"]["cost_us"] < rows["all FP16"]["cost_us"]
+        assert {(row["kernels"], row["megabytes"]) for row in rows.values()} == {(None, None)}
+    assert any(" us (spread 0.5)" in row["why"] for row in told["blocks"])
 
 
 def test_a_missed_gate_says_so_and_changes_nothing(
