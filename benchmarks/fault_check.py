@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -127,22 +127,26 @@ def _recovery_s(fault: Fault, evidence: Evidence) -> float | None:
 def _wrong_notices(evidence: Evidence) -> Iterator[str]:
     """Each fault must be said once and taken back once, in time, and nothing else may be said of what it is about."""
     for about in dict.fromkeys(fault.about for fault in evidence.faults):
-        said = [notice for notice in evidence.notices if notice.about == about]
-        for fault in (fault for fault in evidence.faults if fault.about == about):
-            begin_ms, end_ms = fault.begin_ns / 1e6, fault.end_ns / 1e6
-            longest_ms = evidence.longest_say_s[fault.kind] * 1e3
-            of_it, said = said[:2], said[2:]
-            if [notice.is_well for notice in of_it] != [False, True]:
-                messages = [notice.message for notice in of_it]
-                yield f"{_told(fault)}: said {messages}, not once that it is and once that it is over"
-                break
-            begun, over = of_it
-            if not begin_ms <= begun.t_ms <= begin_ms + longest_ms:
-                yield f"{_told(fault)}: said {(begun.t_ms - begin_ms) / 1e3:.2f} s after its begin"
-            if not end_ms <= over.t_ms <= end_ms + longest_ms:
-                yield f"{_told(fault)}: taken back {(over.t_ms - end_ms) / 1e3:.2f} s after its end"
-        for notice in said:
-            yield f"said without need: {notice.message}"
+        faults = [fault for fault in evidence.faults if fault.about == about]
+        begins_ms = [fault.begin_ns / 1e6 for fault in faults]
+        said: list[list[Notice]] = [[] for _ in range(len(faults) + 1)]  # before the first fault, from each fault on
+        for notice in evidence.notices:
+            if notice.about == about:
+                said[bisect_right(begins_ms, notice.t_ms)].append(notice)
+        yield from (f"said without need: {notice.message}" for notice in said[0])
+        for fault, of_it in zip(faults, said[1:], strict=True):
+            yield from _wrong_telling(fault, of_it, evidence.longest_say_s[fault.kind])
+
+
+def _wrong_telling(fault: Fault, said: Sequence[Notice], longest_s: float) -> Iterator[str]:
+    if [notice.is_well for notice in said] != [False, True]:
+        messages = [notice.message for notice in said]
+        yield f"{_told(fault)}: said {messages}, not once that it is and once that it is over"
+        return
+    for notice, changed_ns, what in zip(said, (fault.begin_ns, fault.end_ns), ("begin", "end"), strict=True):
+        late_s = notice.t_ms / 1e3 - changed_ns / 1e9
+        if not 0 <= late_s <= longest_s:
+            yield f"{_told(fault)}: its {what} was said after {late_s:.2f} s"
 
 
 def _told(fault: Fault) -> str:

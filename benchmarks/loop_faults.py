@@ -57,7 +57,7 @@ def kinds(limit_s: float, stuck_s: float, hold_s: float, calm_s: float = 2.0) ->
     hot = (hold_s + 1.0, hold_s + 2.0)
     return (
         Kind(inject.UNPLUGGED, "image", "camera", long, calm_s),
-        Kind(inject.CORRUPT, "image", "camera", (0.1, 1.5 * limit_s), calm_s),
+        Kind(inject.CORRUPT, "image", "camera", (0.3, 1.5 * limit_s), calm_s),
         Kind(inject.STALL, "image", "camera", (0.8 * stuck_s, 1.2 * stuck_s), calm_s),
         Kind(inject.GONE, "audio", "microphone", long, calm_s),
         Kind(inject.ERROR, "backend", "backend", (0.3, 1.0), calm_s),

@@ -98,8 +98,9 @@ def test_the_judge_notices_a_limit_that_is_not_kept(evidence: Evidence) -> None:
     ("change", "told"),
     [
         (lambda notices: notices[1:], "not once that it is"),
-        (lambda notices: [*notices, replace(notices[-1], t_ms=notices[-1].t_ms + 1)], "said without need"),
-        (lambda notices: [replace(notice, t_ms=notice.t_ms + 60e3) for notice in notices], "after its begin"),
+        (lambda notices: [*notices, replace(notices[-1], t_ms=notices[-1].t_ms + 1)], "not once that it is"),
+        (lambda notices: [replace(notices[0], t_ms=0.0), *notices], "said without need"),
+        (lambda notices: [notices[0], replace(notices[1], t_ms=notices[1].t_ms + 60e3)], "its end was said after"),
     ],
 )
 def test_the_judge_notices_what_is_said_too_often_too_seldom_or_too_late(
