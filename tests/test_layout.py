@@ -13,16 +13,22 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = ("train", "optimize", "runtime", "benchmarks")
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
-RUNTIME = [f"edgefuse.runtime.{path.stem}" for path in sorted((ROOT / "runtime").glob("*.py"))]
 
 TRAINING = {"torch", "torchvision", "torchaudio", "transformers"}
-BACKENDS = {
+LAZY = {  # packages of extras: the one file of runtime/ that imports them, and only when it is used
     "onnxruntime": "backend_onnx.py",
-    "tensorrt": "backend_trt.py",
-    "tensorrt_rtx": "backend_trt.py",
     "cuda": "cuda.py",
+    "pycuda": "cuda_pycuda.py",
+    "sounddevice": "portaudio.py",
 }
-PAGE = {"starlette", "uvicorn"}  # the extra [web]: imported by web.py at once, so that web.py is imported on use
+AT_ONCE = {  # files that import their packages at once, so that they are themselves imported on use
+    "web.py": {"starlette", "uvicorn"},
+    "trt_engine.py": {"tensorrt"},
+}
+RUNTIME = [
+    f"edgefuse.runtime.{path.stem}" for path in sorted((ROOT / "runtime").glob("*.py")) if path.name not in AT_ONCE
+]
+ON_USE = {f"edgefuse.runtime.{name.removesuffix('.py')}" for name in AT_ONCE}
 ALLOWED = {
     "runtime": {"edgefuse.runtime"},
     "train": {"edgefuse.runtime", "edgefuse.train"},
@@ -52,6 +58,16 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
+def is_type_only(path: Path, module: str) -> bool:
+    """Whether a file imports a module for mypy alone, below `if TYPE_CHECKING:`."""
+    blocks = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    return any(isinstance(line, ast.ImportFrom) and line.module == module for block in blocks for line in block.body)
+
+
 def is_under(module: str, roots: set[str]) -> bool:
     return any(module == root or module.startswith(root + ".") for root in roots)
 
@@ -69,13 +85,14 @@ def test_a_file_imports_only_what_its_room_may(path):
             assert is_under(module, allowed), f"{path} imports {module}"
         if room != "train" and not exporter:
             assert not is_under(module, TRAINING), f"{path} imports {module}: only train/ and export.py may"
-        if is_under(module, PAGE):
-            assert path == ROOT / "runtime/web.py", f"{path} imports {module}"
-        if is_under(module, {"edgefuse.runtime.web"}):
+        if is_under(module, ON_USE) and not is_type_only(path, module):
             assert not at_import, f"{path} imports {module} before it is used"
-        if room == "runtime" and module.split(".")[0] in BACKENDS:
+        package = module.split(".")[0]
+        if room == "runtime" and package in LAZY:
             assert not at_import, f"{path} imports {module} before it is used"
-            assert path.name == BACKENDS[module.split(".")[0]], f"{path} imports {module}"
+            assert path.name == LAZY[package], f"{path} imports {module}"
+        if room == "runtime" and any(package in packages for packages in AT_ONCE.values()):
+            assert package in AT_ONCE.get(path.name, ()), f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -84,7 +101,8 @@ def test_a_module_says_what_it_is_in_its_docstring(path):
 
 
 def test_every_runtime_module_imports_on_a_device_without_the_heavy_packages():
-    blocked = [*TRAINING, *BACKENDS, "onnx", "matplotlib", "edgefuse.train", "edgefuse.optimize", "edgefuse.benchmarks"]
+    extras = [*LAZY, *(package for packages in AT_ONCE.values() for package in packages)]
+    blocked = [*TRAINING, *extras, "onnx", "matplotlib", "edgefuse.train", "edgefuse.optimize", "edgefuse.benchmarks"]
     code = (
         f"import sys, importlib; sys.modules.update(dict.fromkeys({blocked!r}))\n"
         f"for name in {RUNTIME!r}: importlib.import_module(name)"
