@@ -34,6 +34,7 @@ class Batch:
     presence: Tensor  # [B, M] float
     labels: Tensor  # [B] class numbers
     same_text: Tensor  # for each distinct sound, the row of the text it goes with, -1 where there is none [U_audio]
+    where: tuple[str, ...] = ()  # "manifest.jsonl:17" of each line, by which a teacher's answers are found [B]
 
 
 class Loader:
@@ -79,6 +80,7 @@ class Loader:
             presence=torch.tensor(presence),
             labels=torch.tensor([self._number[str(example.label)] for example in examples]),
             same_text=_same_text(examples, sounds, row_of),
+            where=tuple(example.where for example in examples),
         )
 
     def _load(self, modality: str, values: Sequence[str], owner: Sequence[Example]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from edgefuse.train.model import FusedModel
 from edgefuse.train.recipe import Recipe, TrainSettings
 
 VALIDATION_BATCH = 512  # lines
+# What a step learns beside its labels: batch, logits [B, C] and fused embedding [B, D] to weighted terms of the loss.
+Guide = Callable[[Batch, Tensor, Tensor], dict[str, Tensor]]
 
 
 def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
@@ -38,17 +40,26 @@ def learning_rate(step: int, total: int, settings: TrainSettings) -> float:
 
 
 def batch_logits(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits [B, C] of a batch, and the projected tokens [U, N, D] of its distinct sensors.
+    """Logits [B, C] of a batch, and the projected tokens [U, N, D] of its distinct sensors."""
+    fused, distinct = batch_fused(model, batch)
+    return model.head.classify(fused), distinct
+
+
+def batch_fused(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the classifier reads [B, D], and the projected tokens [U, N, D] of the batch's distinct sensors.
 
     Each distinct sensor is encoded once and gathered for the lines that share it.
     """
     distinct = {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
-    return model.head.fuse(_gather(model, batch, distinct), batch.presence)[0], distinct
+    return model.head.embed(_gather(model, batch, distinct), batch.presence)[0], distinct
 
 
-def batch_loss(model: FusedModel, batch: Batch, settings: TrainSettings) -> tuple[Tensor, dict[str, float]]:
+def batch_loss(
+    model: FusedModel, batch: Batch, settings: TrainSettings, guide: Guide | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its terms for the log."""
-    logits, distinct = batch_logits(model, batch)
+    fused, distinct = batch_fused(model, batch)
+    logits = model.head.classify(fused)
     loss = task_loss(logits, batch.labels, settings.label_smoothing)
     terms = {"task": float(loss.detach()), "accuracy": accuracy(logits, batch.labels)}
     paired = batch.same_text >= 0
@@ -57,6 +68,9 @@ def batch_loss(model: FusedModel, batch: Batch, settings: TrainSettings) -> tupl
         aligned = alignment_loss(sounds, texts.detach(), batch.same_text[paired])
         terms["alignment"] = float(aligned.detach())
         loss = loss + settings.alignment * aligned
+    for name, term in (guide(batch, logits, fused) if guide else {}).items():
+        terms[name] = float(term.detach())
+        loss = loss + term
     return loss, terms
 
 
@@ -100,6 +114,7 @@ def fit(
     subsets: Sequence[str],
     recipe: Recipe,
     folder: Path,
+    guide: Guide | None = None,
 ) -> dict[str, float]:
     """Train to the end of the schedule, from the checkpoint in `folder` where there is one.
 
@@ -121,7 +136,7 @@ def fit(
         try:
             for batch in _batches(steps, range(step, total), recipe.data.workers):
                 with _interrupt_held_back():
-                    terms = _optimise(model, optimizer, batch, settings, step, total)
+                    terms = _optimise(model, optimizer, batch, settings, step, total, guide)
                     step += 1
                 for name, value in terms.items():
                     board.add_scalar(f"train/{name}", value, step)
@@ -158,12 +173,13 @@ def _optimise(
     settings: TrainSettings,
     step: int,
     total: int,
+    guide: Guide | None = None,
 ) -> dict[str, float]:
     """One step; dropout and augmentation draw from a generator seeded by the step, so that resuming is exact."""
     torch.manual_seed(settings.seed * 1_000_003 + step)
     for group in optimizer.param_groups:
         group["lr"] = group["rate"] * learning_rate(step, total, settings)
-    loss, terms = batch_loss(model, batch, settings)
+    loss, terms = batch_loss(model, batch, settings, guide)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)

@@ -54,12 +54,16 @@ class Head(nn.Module):
 
     def fuse(self, projected: Mapping[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse projected tokens {modality: [B, N, D]}."""
+        fused, weights = self.embed(projected, presence)
+        return self.classify(fused), weights
+
+    def embed(self, projected: Mapping[str, Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse projected tokens {modality: [B, N, D]} to what the classifier reads [B, D], and weights [B, M]."""
         there = presence > 0.5  # [B, M]
         filled = [
             torch.where(there[:, i, None, None], x, self.placeholder[m]) for i, (m, x) in enumerate(projected.items())
         ]
-        fused, weights = self.fusion(filled, presence)
-        return self.classify(fused), weights
+        return self.fusion(filled, presence)
 
 
 class FusedModel(nn.Module):
