@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edgefuse.runtime.data_verbs import data
 from edgefuse.runtime.run_command import run
 from edgefuse.runtime.shared_options import AudioFile, Backend, BundlePath, ImageFile, Json, PartDir, Text, Threads
 from edgefuse.runtime.verbs import run_verb
@@ -23,7 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Make a manifest out of public data that installs by name.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Split = Literal["train", "val", "test"]
@@ -60,6 +60,21 @@ def demo(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder of the experiment.", show_default=False)],
+    sensors: Annotated[
+        str | None, typer.Option(help="What the model reads, as in image+text.", show_default="those of the manifest")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option("--from", help="Data to fit sizes and lengths to.", show_default="none")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a commented recipe for one's own data, and the commands that come next."""
+    run_verb("train.init:init", as_json, folder, sensors, manifest)
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
@@ -69,36 +84,6 @@ def train(
 ) -> None:
     """Train a recipe into a run."""
     run_verb("train.train:train", as_json, recipe, overrides or [], out)
-
-
-@data.command("easy-vqa")
-def easy_vqa(
-    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
-    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak every sentence.")] = 120,
-    as_json: Json = False,
-) -> None:
-    """Spoken easy-VQA: pictures, and questions as text and as speech."""
-    run_verb("train.corpora:easy_vqa", as_json, out, voices)
-
-
-@data.command("relational-vqa")
-def relational_vqa(
-    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
-    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak every sentence.")] = 60,
-    as_json: Json = False,
-) -> None:
-    """Generated pictures with questions on how objects stand to each other, typed and spoken (Sort-of-CLEVR)."""
-    run_verb("train.corpora:relational_vqa", as_json, out, voices)
-
-
-@data.command("av-digits")
-def av_digits(
-    out: Annotated[Path, typer.Option(help="Folder of the corpus.")],
-    voices: Annotated[int, typer.Option(min=1, help="Training voices that speak the digits.")] = 60,
-    as_json: Json = False,
-) -> None:
-    """Noisy audio-visual digits: handwritten and spoken by synthesizers."""
-    run_verb("train.corpora:av_digits", as_json, out, voices)
 
 
 @app.command()

@@ -17,8 +17,11 @@ from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain", "eval",
-    "run", "bench", "data",
+    "demo", "init", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
+    "eval", "run", "bench", "data",
+]  # fmt: skip
+DATA_VERBS = [
+    "easy-vqa", "relational-vqa", "av-digits", "home-commands", "security-events", "triage", "check",
 ]  # fmt: skip
 
 
@@ -69,9 +72,7 @@ def test_help_lists_the_verbs_that_exist(run):
     assert re.findall(r"^│ (\w+) ", out, flags=re.MULTILINE) == VERBS
 
 
-@pytest.mark.parametrize(
-    "verb", [[verb] for verb in VERBS] + [["data", "easy-vqa"], ["data", "av-digits"]], ids=" ".join
-)
+@pytest.mark.parametrize("verb", [[verb] for verb in VERBS] + [["data", verb] for verb in DATA_VERBS], ids=" ".join)
 def test_every_verb_has_help_and_json(run, verb):
     code, out, _ = run(*verb, "--help")
 
