@@ -4,97 +4,27 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError, model_validator
 
 from edgefuse.runtime.bundle import MODALITIES
 from edgefuse.runtime.errors import RecipeError
+from edgefuse.train.settings import (
+    AudioSettings,
+    DataSettings,
+    FusionSettings,
+    ImageSettings,
+    Settings,
+    TextSettings,
+    TrainSettings,
+)
 
 RECIPES = Path(__file__).parent / "recipes"
 
-Tokens = Literal["pooled", "all"]
-Rate = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(gt=0)]
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataSettings(_Settings):
-    """Which examples, and how a step is made of them."""
-
-    manifest: str  # JSON lines; relative to the working directory
-    group_by: Literal["image", "audio", "text"] | None = None  # a step takes all lines of its groups, each encoded once
-    groups_per_step: int = Field(64, gt=0)  # groups (lines where group_by is none) in one step
-    # For sounds that speak the line's text: a step hears this many sounds, of as many distinct texts, and lines with
-    # the same text share one; 0 leaves every line its own sound.
-    sounds_per_step: int = Field(0, ge=0)
-    subsets: dict[str, Weight] = Field(default_factory=dict)  # "image+text": weight; how often sensors appear together
-    flip: bool = False  # mirror half of the pictures; only where no label tells left from right
-    workers: int = Field(0, ge=0)  # processes that decode ahead; 0 decodes in the training process
-
-
-class ImageSettings(_Settings):
-    """The picture's encoder."""
-
-    encoder: str = "mobilenet_v3_small"  # a row of encoders.IMAGE_ENCODERS
-    height: int = Field(224, ge=32)  # pixels
-    width: int = Field(224, ge=32)  # pixels
-    tokens: Tokens = "pooled"  # one token, or one per cell of the last feature map
-    weights: str | None = None  # "imagenet" (torchvision's), or a local .safetensors
-    rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
-
-
-class AudioSettings(_Settings):
-    """The sound's encoder."""
-
-    encoder: str = "conformer_small"  # a row of encoders.AUDIO_ENCODERS
-    seconds: float = Field(2.0, gt=0.1)  # length that sounds are cut or padded to
-    tokens: Tokens = "pooled"  # one token, or one per frame of 40 ms
-    weights: str | None = None  # a local .safetensors
-    rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
-
-
-class TextSettings(_Settings):
-    """The text's encoder."""
-
-    encoder: str = "distilbert_small"  # a row of encoders.TEXT_ENCODERS, a hub name or a local folder
-    tokenizer: str = "corpus"  # "corpus" learns WordPiece from the training texts; else a hub name, folder or .json
-    max_tokens: int = Field(32, ge=4)
-    vocabulary: int = Field(8000, ge=100)  # most pieces that "corpus" learns
-    table_rows: int = Field(0, ge=0)  # least rows of the embedding table; more than pieces leave room for others
-    tokens: Tokens = "pooled"  # one token, or one per WordPiece
-    rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
-
-
-class FusionSettings(_Settings):
-    """How the tokens become one answer."""
-
-    kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "attention"] = "gated"
-    dim: int = Field(128, ge=8, multiple_of=4)  # four heads of attention share it
-    hidden: int = Field(256, ge=8)  # width of the classifier behind it
-    dropout: Rate = 0.0
-
-
-class TrainSettings(_Settings):
-    """The loop."""
-
-    epochs: int = Field(30, ge=0)  # 0 leaves the weights random: size and speed of a model can be had before training
-    learning_rate: float = Field(3e-3, gt=0)  # the peak of the schedule
-    warmup: Rate = 0.15  # share of all steps before the peak
-    weight_decay: float = Field(0.01, ge=0)
-    label_smoothing: Rate = 0.02
-    alignment: float = Field(0.0, ge=0)  # weight of the contrastive loss between a sound and the text it speaks
-    clip_norm: float = Field(1.0, gt=0)
-    seed: int = 0
-    validate_every: int = Field(1, gt=0)  # epochs
-    checkpoint_every_s: float = Field(60.0, ge=0)  # seconds between checkpoints; one is also written on ctrl-C
-
-
-class Recipe(_Settings):
+class Recipe(Settings):
     """Everything that decides what a run learns."""
 
     name: str
@@ -188,7 +118,7 @@ def _unknown_key(key: str) -> str:
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
-        section = next((t for t in _types_in(field.annotation) if issubclass(t, _Settings)), None)
+        section = next((t for t in _types_in(field.annotation) if issubclass(t, Settings)), None)
         keys += [prefix + name, *(_all_keys(section, f"{prefix}{name}.") if section else ())]
     return keys
 
