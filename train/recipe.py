@@ -14,12 +14,14 @@ from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.settings import (
     AudioSettings,
     DataSettings,
+    DistillSettings,
     FusionSettings,
     ImageSettings,
     Settings,
     TextSettings,
     TrainSettings,
 )
+from edgefuse.train.sizes import resize
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -34,6 +36,7 @@ class Recipe(Settings):
     text: TextSettings | None = None
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
+    distill: DistillSettings = DistillSettings()
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -53,8 +56,8 @@ class Recipe(Settings):
         return self
 
 
-def load_recipe(name: str, overrides: list[str]) -> Recipe:
-    """The recipe of a shipped name or a YAML file, with `section.key=value` changes applied.
+def load_recipe(name: str, overrides: list[str], size: str | None = None) -> Recipe:
+    """The recipe of a shipped name or a YAML file, in another size if given, with `section.key=value` changes applied.
 
     Raises:
         RecipeError: no such recipe, an unknown key (the nearest one is named), a value that does not fit.
@@ -69,6 +72,8 @@ def load_recipe(name: str, overrides: list[str]) -> Recipe:
         raise RecipeError(f"{path}: not a readable YAML file ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    if size is not None:
+        resize(document, size)
     for override in overrides:
         _apply(document, override)
     return parse_recipe(document)

@@ -28,6 +28,7 @@ class DataSettings(Settings):
     # the same text share one; 0 leaves every line its own sound.
     sounds_per_step: int = Field(0, ge=0)
     subsets: dict[str, Weight] = Field(default_factory=dict)  # "image+text": weight; how often sensors appear together
+    limit: int | None = Field(None, gt=0)  # learn from this many training lines only, evenly spread
     flip: bool = False  # mirror half of the pictures; only where no label tells left from right
     workers: int = Field(0, ge=0)  # processes that decode ahead; 0 decodes in the training process
 
@@ -96,3 +97,13 @@ class TrainSettings(Settings):
     patience: int = Field(0, ge=0)  # stop after so many validations without a better mean, keep the best; 0: never stop
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the moving average of the weights that is validated and kept; 0: off
     checkpoint_every_s: float = Field(60.0, ge=0)  # seconds between checkpoints; one is also written on ctrl-C
+
+
+class DistillSettings(Settings):
+    """What `edgefuse distill` adds to the loss; a term of weight 0 is left out, and labels weigh 1 beside them."""
+
+    temperature: float = Field(4.0, gt=0)  # softens the answers of student and teachers
+    logits: float = Field(2.0, ge=0)  # weight of the teachers' answers, their softened probabilities averaged
+    embedding: float = Field(0.0, ge=0)  # weight of the fused embedding itself; with one teacher only
+    distance: float = Field(0.0, ge=0)  # weight of how far apart the lines of a step are in the fused embedding
+    angle: float = Field(0.0, ge=0)  # weight of the angles between them
