@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from edgefuse.runtime.bundle import MODALITIES
+from edgefuse.runtime.corruptions import CORRUPTIONS
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.settings import (
+    AdversarialSettings,
     AudioSettings,
+    AugmentSettings,
     DataSettings,
     DistillSettings,
     FusionSettings,
@@ -36,6 +39,8 @@ class Recipe(Settings):
     text: TextSettings | None = None
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
+    augment: dict[str, AugmentSettings] = Field(default_factory=dict)  # corruption: how often and how badly
+    adversarial: AdversarialSettings = AdversarialSettings()
     distill: DistillSettings = DistillSettings()
 
     @property
@@ -53,6 +58,10 @@ class Recipe(Settings):
             for sensor in subset.split("+"):
                 if sensor not in self.modalities:
                     raise ValueError(f"data.subsets names {sensor!r}, the model reads {', '.join(self.modalities)}")
+        fitting = [name for name, corruption in CORRUPTIONS.items() if corruption.sensor in self.modalities]
+        for name in self.augment:
+            if name not in fitting:
+                raise ValueError(f"augment names {name!r}; for this model there are {', '.join(fitting)}")
         return self
 
 
@@ -124,7 +133,8 @@ def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         section = next((t for t in _types_in(field.annotation) if issubclass(t, Settings)), None)
-        keys += [prefix + name, *(_all_keys(section, f"{prefix}{name}.") if section else ())]
+        within = f"{prefix}{name}.<each>." if get_origin(field.annotation) is dict else f"{prefix}{name}."
+        keys += [prefix + name, *(_all_keys(section, within) if section else ())]
     return keys
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Tokens = Literal["pooled", "all"]
 Rate = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(gt=0)]
+Severity = Annotated[float, Field(ge=1, le=5)]
 Freeze = Annotated[int, Field(ge=0)] | bool  # true: never trained; a number: not in the first epochs
 
 
@@ -39,6 +40,7 @@ class ImageSettings(Settings):
     encoder: str = "mobilenet_v3_small"  # a row of encoders.IMAGE_ENCODERS
     height: int = Field(224, ge=32)  # pixels
     width: int = Field(224, ge=32)  # pixels
+    layers: int = Field(0, ge=0)  # transformer layers in which the cells of the last feature map meet
     tokens: Tokens = "pooled"  # one token, or one per cell of the last feature map
     weights: str | None = None  # "imagenet" (torchvision's), a local .safetensors, or the folder of a run
     rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
@@ -49,6 +51,7 @@ class AudioSettings(Settings):
     """The sound's encoder."""
 
     encoder: str = "conformer_small"  # a row of encoders.AUDIO_ENCODERS
+    features: Literal["log_mel", "mfcc"] = "log_mel"  # what the encoder hears: log powers of bands, or their cepstrum
     seconds: float = Field(2.0, gt=0.1)  # length that sounds are cut or padded to
     tokens: Tokens = "pooled"  # one token, or one per frame of 40 ms
     weights: str | None = None  # a local .safetensors, or the folder of a run
@@ -75,7 +78,8 @@ class TextSettings(Settings):
 class FusionSettings(Settings):
     """How the tokens become one answer."""
 
-    kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "attention"] = "gated"
+    # A row of fusion.FUSIONS.
+    kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "precise", "attention", "bottleneck"] = "gated"
     dim: int = Field(128, ge=8, multiple_of=4)  # four heads of attention share it
     hidden: int = Field(256, ge=8)  # width of the classifier behind it
     dropout: Rate = 0.0
@@ -95,6 +99,7 @@ class TrainSettings(Settings):
     seed: int = 0
     validate_every: int = Field(1, gt=0)  # epochs
     patience: int = Field(0, ge=0)  # stop after so many validations without a better mean, keep the best; 0: never stop
+    mixup: float = Field(0.0, ge=0)  # alpha of the Beta law that two lines are mixed by (Zhang 2018 has 0.2); 0: off
     ema: float = Field(0.0, ge=0, lt=1)  # decay of the moving average of the weights that is validated and kept; 0: off
     checkpoint_every_s: float = Field(60.0, ge=0)  # seconds between checkpoints; one is also written on ctrl-C
 
@@ -107,3 +112,20 @@ class DistillSettings(Settings):
     embedding: float = Field(0.0, ge=0)  # weight of the fused embedding itself; with one teacher only
     distance: float = Field(0.0, ge=0)  # weight of how far apart the lines of a step are in the fused embedding
     angle: float = Field(0.0, ge=0)  # weight of the angles between them
+
+
+class AugmentSettings(Settings):
+    """How often and how badly one corruption of runtime/corruptions.py spoils the distinct sensors of a step."""
+
+    rate: Rate = 0.2  # share of the distinct pictures, sounds or texts
+    severity: tuple[Severity, Severity] = (1, 5)  # drawn evenly between these
+
+
+class AdversarialSettings(Settings):
+    """Every step also learns from its worst case within these reaches; a sensor with reach 0 is left alone."""
+
+    image: float = Field(0.0, ge=0, le=255)  # most that a pixel moves, of 255
+    audio: float = Field(0.0, ge=0, le=1)  # most that a sample moves, of full scale
+    text: float = Field(0.0, ge=0, le=1)  # most that a sentence moves, as a share of the norm of its embeddings
+    steps: int = Field(1, ge=1)  # steps of the search: 1 is FGSM, more are PGD
+    weight: Rate = 0.5  # of the worst case in the loss; the rest is that of the clean step
