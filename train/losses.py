@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,6 +35,51 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     log_student = F.log_softmax(student / temperature, dim=1)  # [B, C]
     log_teacher = F.log_softmax(teacher / temperature, dim=1)  # [B, C]
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def ensemble_logits(logits: Tensor, temperature: float) -> Tensor:
+    """Logits [B, C] whose softened probabilities are the mean of those of an ensemble [K, B, C] (Hinton 2015)."""
+    log_each = F.log_softmax(logits / temperature, dim=2)  # [K, B, C]
+    return temperature * (log_each.logsumexp(dim=0) - math.log(len(logits)))
+
+
+def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error of the student's first columns [B, D] from the teacher's [B, E <= D], as FitNets' hint.
+
+    FitNets (Romero 2015) learn a map between the widths; here the teacher's is turned to its principal axes before,
+    so that nothing more is to be learned, saved and resumed.
+    """
+    return F.mse_loss(student[:, : teacher.shape[1]], teacher)
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Distance-wise relational distillation (RKD-D, Park 2019): lines [B, D] and [B, E] lie alike to each other.
+
+    Each distance between two lines is taken in units of their mean; Huber loss between those of student and teacher.
+    """
+    return F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher))
+
+
+def _relative_distances(lines: Tensor) -> Tensor:
+    distances = F.pdist(lines)  # [B * (B - 1) / 2]
+    return distances / distances.mean().clamp(min=1e-6)
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Angle-wise relational distillation (RKD-A, Park 2019): Huber loss between the cosines of all triplets of lines.
+
+    It takes [B, B, B] cosines: some dozen lines are enough.
+    """
+    return F.smooth_l1_loss(_cosines(student), _cosines(teacher))
+
+
+def _cosines(lines: Tensor) -> Tensor:
+    """At every line, the cosines of the angles between all others [B, B, B]; 0 where two lines lie in one place."""
+    apart = lines[None] - lines[:, None]  # [B, B, D]
+    squared = apart.square().sum(dim=2, keepdim=True)  # [B, B, 1]
+    distinct = squared > 1e-6 * squared.mean()  # a direction between equal lines would have an endless gradient
+    direction = torch.where(distinct, apart, 0.0) * torch.where(distinct, squared, 1.0).rsqrt()  # [B, B, D]
+    return direction @ direction.transpose(1, 2)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

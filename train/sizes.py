@@ -42,11 +42,11 @@ def resize(document: dict[str, Any], size: str) -> None:
         section = document.get(modality)
         if not isinstance(section, dict):
             continue
-        now = section.get("encoder", settings.model_fields["encoder"].default)
+        now, rate = section.get("encoder", settings.model_fields["encoder"].default), section.get("rate", 1.0)
         for rows in ROWS.values():
             width_of = dict(rows.values())
             if now in width_of:
                 section["encoder"], width = rows[size]
-                section["rate"] = section.get("rate", 1.0) * width_of[now] / width
+                section["rate"] = rate * width_of[now] / width if isinstance(rate, (int, float)) else rate
     fusion = document.get("fusion")
     document["fusion"] = {**(fusion if isinstance(fusion, dict) else {}), **FUSION[size]}
