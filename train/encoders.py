@@ -1,4 +1,4 @@
-"""The encoders: MobileNet, a small Conformer, DistilBERT, each a row of a table; sensors in, tokens [B, N, D] out."""
+"""The encoders: picture networks, Conformer, CNN-LSTM, DistilBERT, rows of tables; sensors in, tokens [B, N, D] out."""
 
 from __future__ import annotations
 
@@ -10,26 +10,23 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
 from torchvision.ops import SqueezeExcitation
 from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.augment import SpeechAugment
 from edgefuse.train.checkpoint import short_reason
+from edgefuse.train.cnn_lstm import Memory
 from edgefuse.train.conformer import ConformerLayer
-from edgefuse.train.frontends import MELS, LogMel, PixelNorm
+from edgefuse.train.frontends import CEPSTRUM, MELS, Cepstrum, LogMel, PixelNorm
+from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayers
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 
-IMAGE_ENCODERS = {  # torchvision's constructor, and the channels of its last feature map
-    "mobilenet_v3_small": (mobilenet_v3_small, 576),
-    "mobilenet_v3_large": (mobilenet_v3_large, 960),
-    "mobilenet_v2": (mobilenet_v2, 1280),
-}
 AUDIO_ENCODERS = {
     "conformer_nano": {"layers": 2, "dim": 96, "heads": 4, "hidden": 768, "kernel": 15},
     "conformer_small": {"layers": 4, "dim": 144, "heads": 3, "hidden": 1152, "kernel": 15},
     "conformer_base": {"layers": 8, "dim": 256, "heads": 4, "hidden": 2048, "kernel": 31},
+    "cnn_lstm_small": {"layers": 2, "dim": 256},
 }
 TEXT_ENCODERS = {
     "distilbert_nano": {"n_layers": 2, "dim": 128, "n_heads": 2, "hidden_dim": 512},
@@ -45,27 +42,32 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, settings: ImageSettings) -> None:
         super().__init__()
-        build, self.dim = _row("image.encoder", settings.encoder, IMAGE_ENCODERS)
+        row = _row("image.encoder", settings.encoder, IMAGE_ENCODERS)
         weights = "IMAGENET1K_V1" if settings.weights == "imagenet" else None
         self.frontend = PixelNorm()
-        self.features = build(weights=weights).features
+        self.features = row.build(weights=weights).features[: row.blocks]
         for module in self.features.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = BATCH_NORM_MOMENTUM
             if isinstance(module, SqueezeExcitation):
                 module.avgpool = SpatialMean()
+        rows, columns = math.ceil(settings.height / row.stride), math.ceil(settings.width / row.stride)
+        self.layers = CellLayers(row.dim, rows, columns, settings.layers) if settings.layers else None
+        self.dim = CellLayers.DIM if settings.layers else row.dim
         self.pooled = settings.tokens == "pooled"
-        cells = math.ceil(settings.height / 32) * math.ceil(settings.width / 32)
-        self.count = 1 if self.pooled else cells
+        self.count = 1 if self.pooled else rows * columns
         if settings.weights and settings.weights != "imagenet":
             _load_weights(self, "image.weights", settings.weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Tokens of a batch of pictures."""
-        cells = self.features(self.frontend(image))  # [B, D, h, w]
-        if self.pooled:
-            return cells.mean(dim=(2, 3))[:, None]  # [B, 1, D]
-        return cells.flatten(2).transpose(1, 2)  # [B, h * w, D]
+        planes = self.features(self.frontend(image))  # [B, C, h, w]
+        if self.layers is None and self.pooled:
+            return planes.mean(dim=(2, 3))[:, None]  # [B, 1, D]
+        cells = planes.flatten(2).transpose(1, 2)  # [B, h * w, C]
+        if self.layers is not None:
+            cells = self.layers(cells)  # [B, h * w, D]
+        return cells.mean(dim=1, keepdim=True) if self.pooled else cells
 
 
 class SpatialMean(nn.Module):
@@ -83,7 +85,8 @@ class SpatialMean(nn.Module):
 class AudioEncoder(nn.Module):
     """PCM [B, T] at 16 kHz to tokens [B, N, D]: one pooled by attention, or one per frame of 40 ms.
 
-    Log-mel, a convolution stem that keeps every fourth frame, and Conformer layers (Gulati 2020).
+    Log-mel or its cepstrum, a convolution stem that keeps every fourth frame, and Conformer layers (Gulati 2020) or an
+    LSTM.
     """
 
     def __init__(self, settings: AudioSettings, samples: int) -> None:
@@ -92,11 +95,10 @@ class AudioEncoder(nn.Module):
         self.dim = size["dim"]
         self.frontend = LogMel()
         self.augment = SpeechAugment()
-        self.stem = ConvStem(self.dim)
-        self.layers = nn.ModuleList(
-            ConformerLayer(self.dim, size["hidden"], size["heads"], size["kernel"], dropout=0.1)
-            for _ in range(size["layers"])
-        )
+        cepstrum = settings.features == "mfcc"
+        self.cepstrum = Cepstrum() if cepstrum else nn.Identity()
+        self.stem = ConvStem(CEPSTRUM if cepstrum else MELS, self.dim)
+        self.layers = _sound_layers(**size)
         self.norm = nn.LayerNorm(self.dim)
         self.pool = AttentionPool(self.dim) if settings.tokens == "pooled" else nn.Identity()
         self.eval()
@@ -108,22 +110,29 @@ class AudioEncoder(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """Tokens of a batch of sounds."""
-        mel = self.augment(self.frontend(audio))  # [B, F, MELS]
-        frames = self.stem(mel.transpose(1, 2)).transpose(1, 2)  # [B, F / 4, D]
+        features = self.cepstrum(self.augment(self.frontend(audio)))  # [B, F, MELS or CEPSTRUM]
+        frames = self.stem(features.transpose(1, 2)).transpose(1, 2)  # [B, F / 4, D]
         for layer in self.layers:
             frames = layer(frames)
         return self.pool(self.norm(frames))  # [B, N, D]
 
 
+def _sound_layers(layers: int, dim: int, **conformer: int) -> nn.ModuleList:
+    """The layers of a row of AUDIO_ENCODERS, frames [B, F, D] to frames."""
+    if not conformer:
+        return nn.ModuleList([Memory(dim, layers, dropout=0.1)])
+    return nn.ModuleList(ConformerLayer(dim, dropout=0.1, **conformer) for _ in range(layers))
+
+
 class ConvStem(nn.Sequential):
-    """Log-mel planes [B, MELS, F] to [B, D, F / 4]: two strided convolutions over time, bands as channels.
+    """Features [B, bands, F] to [B, D, F / 4]: two strided convolutions over time, bands as channels.
 
     Half the arithmetic of the usual two-dimensional stem, and two GEMM-like kernels on the device.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, bands: int, dim: int) -> None:
         super().__init__(
-            nn.Conv1d(MELS, dim, 5, stride=2, padding=2),
+            nn.Conv1d(bands, dim, 5, stride=2, padding=2),
             nn.ReLU(),
             nn.Conv1d(dim, dim, 5, stride=2, padding=2),
         )

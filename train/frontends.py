@@ -1,11 +1,11 @@
-"""Sensor units to features, as layers of the graph: pixels to normalised planes, PCM to log-mel."""
+"""Sensor units to features, as layers of the graph: pixels to normalised planes, PCM to log-mel and its cepstrum."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchaudio.functional import melscale_fbanks
+from torchaudio.functional import create_dct, melscale_fbanks
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as torchvision's weights expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -14,6 +14,7 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms
 MELS = 80  # bands from 0 to 8 kHz
+CEPSTRUM = 40  # coefficients of the cepstrum
 POWER_FLOOR = 1e-6  # added before the log; the power of a full-scale sine is about 1e4 here
 SILENCE = -10.0  # mean log power over the bands; a frame below it carries no speech (digital zero is -13.8)
 
@@ -64,6 +65,23 @@ class LogMel(nn.Module):
         sounds = (mel.mean(dim=1, keepdim=True) > SILENCE).to(mel.dtype)  # [B, 1, F]
         mean = (mel * sounds).sum(dim=2, keepdim=True) / (sounds.sum(dim=2, keepdim=True) + 1e-3)  # [B, MELS, 1]
         return ((mel - mean) * sounds).transpose(1, 2)
+
+
+class Cepstrum(nn.Module):
+    """Log-mel frames [B, F, MELS] to cepstral coefficients [B, F, CEPSTRUM] (MFCC, Davis & Mermelstein 1980).
+
+    The first coefficients of an orthonormal DCT-II over the bands: the shape of the spectrum without the voice's pitch.
+    """
+
+    matrix: Tensor  # [MELS, CEPSTRUM]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("matrix", create_dct(CEPSTRUM, MELS, norm="ortho"), persistent=False)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """One product."""
+        return frames @ self.matrix
 
 
 def dft_basis(window: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MASKED_SCORE = -1e4  # the softmax score of a missing modality; finite, so that FP16 never sees -inf
+from edgefuse.train.bottleneck import Bottleneck
+from edgefuse.train.presence import MASKED_SCORE, shares
 
 
 class Concat(nn.Module):
@@ -57,7 +58,7 @@ class LowRank(nn.Module):
 
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply over the modalities, placeholders included, then add over the rank."""
-        factors = _each(self.factor, tokens).unbind(dim=1)  # M x [B, R * D]
+        factors = _each(self.factor, _means(tokens)).unbind(dim=1)  # M x [B, R * D]
         product = torch.stack([1 + x for x in factors]).prod(dim=0)  # [B, R * D]
         return torch.stack(product.chunk(self.RANK, dim=1)).sum(dim=0), _norm_shares(factors, presence)
 
@@ -86,7 +87,33 @@ class Gated(nn.Module):
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax of the gate's scores over the modalities that are present, times the transformed means."""
         score = self.gate(torch.cat([token.mean(dim=1) for token in tokens], dim=1))  # [B, M]
-        return _blend(torch.tanh(_each(self.transform, tokens)), score, presence)
+        return _blend(torch.tanh(_each(self.transform, _means(tokens))), score, presence)
+
+
+class Precise(nn.Module):
+    """Precision-weighted: what a modality says of each channel counts as much as it is sure of it.
+
+    The product of Gaussian experts of MVAE (Wu & Goodman 2018) with a prior of mean 0 and precision 1: each modality
+    gives means and log-precisions, from its own tokens alone, and the fused mean is their precision-weighted average.
+    So a sensor that sees its own noise steps back, channel by channel, whatever the others hold (the dynamic fusion of
+    Han 2022, without its labels for confidence); where all are unsure, the answer is the prior's. The weights are the
+    mean shares of the precisions.
+    """
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList(nn.Linear(dim, dim) for _ in range(modalities))
+        self.experts = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(modalities))
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """A softmax of log-precisions is the division by their sum; the prior's is 0."""
+        hidden = F.gelu(_each(self.hidden, _means(tokens)))  # [B, M, D]
+        means, precision = _each(self.experts, hidden.transpose(0, 1)).chunk(2, dim=2)  # 2 x [B, M, D]
+        prior = torch.zeros_like(precision[:, :1])  # [B, 1, D]
+        always = torch.ones_like(presence[:, :1])  # [B, 1]
+        share = shares(torch.cat([prior, precision], dim=1), torch.cat([always, presence], dim=1)[:, :, None])
+        weights = shares(precision, presence[:, :, None]).mean(dim=2)  # [B, M]
+        return (share[:, 1:] * means).sum(dim=1), weights
 
 
 class Attention(nn.Module):
@@ -123,23 +150,28 @@ FUSIONS = {
     "low_rank": LowRank,
     "weighted": Weighted,
     "gated": Gated,
+    "precise": Precise,
     "attention": Attention,
+    "bottleneck": Bottleneck,
 }
 
 
-def _each(layers: nn.ModuleList, tokens: list[Tensor]) -> Tensor:
-    """Each modality's own linear layer on the mean of its tokens, [B, M, E], as one batched product."""
-    means = torch.stack([token.mean(dim=1) for token in tokens])  # [M, B, D]
+def _means(tokens: list[Tensor]) -> Tensor:
+    """The mean of each modality's tokens, [M, B, D]."""
+    return torch.stack([token.mean(dim=1) for token in tokens])
+
+
+def _each(layers: nn.ModuleList, values: Tensor) -> Tensor:
+    """Each modality's own linear layer on its values [M, B, D], as one batched product: [B, M, E]."""
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     weight = torch.stack([linear.weight.T for linear in linears])  # [M, D, E]
     bias = torch.stack([linear.bias for linear in linears])[:, None]  # [M, 1, E]
-    return (means @ weight + bias).transpose(0, 1)  # [B, M, E]
+    return (values @ weight + bias).transpose(0, 1)  # [B, M, E]
 
 
 def _blend(means: Tensor, score: Tensor, presence: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax of `score` [B, M] over the present modalities, applied to `means` [B, M, D]."""
-    present = presence > 0.5
-    weights = torch.where(present, score, MASKED_SCORE).softmax(dim=1) * present  # [B, M]
+    weights = shares(score, presence)  # [B, M]
     return (weights[:, :, None] * means).sum(dim=1), weights
 
 

@@ -1,0 +1,104 @@
+"""The picture networks: each a row of a table; and layers in which the cells of a picture meet, once per picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.train.conformer import FeedForward, SelfAttention
+
+
+class ImageNet(NamedTuple):
+    """A network and what is kept of it."""
+
+    build: Callable[..., nn.Module]  # torchvision's constructor or one like it; `features` is a Sequential
+    dim: int  # channels of the last feature map that is kept
+    stride: int = 32  # pixels from cell to cell of it
+    blocks: int | None = None  # of `features` that are kept, from the first on; all where None
+
+
+class Conv4(nn.Module):
+    """Four strided convolutions, each with a batch norm, as before the relation network of Santoro 2017."""
+
+    WIDTHS = (32, 64, 96, 128)
+
+    def __init__(self, weights: str | None = None) -> None:
+        super().__init__()
+        if weights:
+            raise RecipeError("image.weights: found imagenet, which conv4 has none of; name a .safetensors file")
+        steps = zip((3, *self.WIDTHS), self.WIDTHS, strict=False)
+        self.features = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+                for before, after in steps
+            )
+        )
+
+
+IMAGE_ENCODERS = {
+    "mobilenet_v3_small": ImageNet(mobilenet_v3_small, 576),
+    "mobilenet_v3_small_16": ImageNet(
+        mobilenet_v3_small, 48, stride=16, blocks=9
+    ),  # finer cells
+    "mobilenet_v3_small_8": ImageNet(mobilenet_v3_small, 24, stride=8, blocks=4),
+    "mobilenet_v3_large": ImageNet(mobilenet_v3_large, 960),
+    "mobilenet_v2": ImageNet(mobilenet_v2, 1280),
+    "conv4": ImageNet(Conv4, Conv4.WIDTHS[3], stride=16),
+    "conv3": ImageNet(Conv4, Conv4.WIDTHS[2], stride=8, blocks=3),
+}
+
+
+class CellLayers(nn.Module):
+    """Cells [B, N, C] to tokens [B, N, DIM] that know of each other: transformer layers over learned positions.
+
+    How objects stand to each other is worked out here, once per picture, and not per question in the head.
+    """
+
+    DIM, HEADS = 128, 4
+
+    def __init__(self, channels: int, rows: int, columns: int, layers: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(channels, self.DIM)
+        self.position = nn.Parameter(plane_waves(rows, columns, self.DIM))
+        self.layers = nn.ModuleList(CellLayer(self.DIM, self.HEADS) for _ in range(layers))
+        self.norm = nn.LayerNorm(self.DIM)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """All layers."""
+        cells = self.project(cells) + self.position  # [B, N, DIM]
+        for layer in self.layers:
+            cells = layer(cells)
+        return self.norm(cells)
+
+
+class CellLayer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, heads, dropout=0.0)
+        self.feed_forward = FeedForward(dim, 2 * dim, dropout=0.0)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        cells = cells + self.attention(cells)
+        return cells + self.feed_forward(cells)
+
+
+def plane_waves(rows: int, columns: int, dim: int) -> Tensor:
+    """What learned positions start from, [rows * columns, dim]: sines and cosines of height and width (Vaswani 2017).
+
+    The longest wave is four times the picture: over a quarter of it a sine is nearly the place itself.
+    """
+    count = dim // 4
+    frequency = 2 * math.pi * 0.25 * 2 ** (torch.arange(count) * 4 / count)  # per picture: 1/4 to 4 waves
+    down, right = (torch.arange(n) / n + 0.5 / n - 0.5 for n in (rows, columns))  # -0.5..0.5, the cells' middles
+    y, x = down[:, None, None] * frequency, right[None, :, None] * frequency  # [R, 1, count], [1, C, count]
+    waves = [wave.expand(rows, columns, count) for wave in (y.sin(), y.cos(), x.sin(), x.cos())]
+    return torch.cat(waves, dim=2).flatten(0, 1)
