@@ -37,19 +37,19 @@ def av_digits(out: Out, voices: Voices = 60, as_json: Json = False) -> None:
 @data.command("home-commands")
 def home_commands(out: Out, voices: Voices = 48, as_json: Json = False) -> None:
     """Generated rooms and commands, typed and spoken: what is to be done depends on the state of the room."""
-    run_verb("train.corpora:home_commands", as_json, out, voices)
+    run_verb("train.home_commands:home_commands", as_json, out, voices)
 
 
 @data.command("security-events")
 def security_events(out: Out, voices: Voices = 24, as_json: Json = False) -> None:
     """Generated camera pictures and sounds by day and night: what happens is told by both together."""
-    run_verb("train.corpora:security_events", as_json, out, voices)
+    run_verb("train.security_events:security_events", as_json, out, voices)
 
 
 @data.command("triage")
 def triage(out: Out, as_json: Json = False) -> None:
     """Generated skin patches and notes, a toy without any medical meaning: urgency follows from both together."""
-    run_verb("train.corpora:triage", as_json, out)
+    run_verb("train.triage:triage", as_json, out)
 
 
 @data.command("check")
