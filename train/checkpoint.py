@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +14,28 @@ from torch import Tensor, nn
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
+from edgefuse.train.selection import Selection, below
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class Checkpoint:
-    """The state of a run in one safetensors file: weights, optimizer, and the number of steps done."""
+    """Weights, optimizer, the number of steps done, and which weights were the best so far, under one hash."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / CHECKPOINT_FILE
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, selection: Selection) -> None:
         """Write it, whole or not at all."""
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        tensors |= {f"selection.{name}": value for name, value in selection.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
         contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        write_atomic(self.path, save(contiguous, metadata={"step": str(step)}))
+        metadata = {"step": str(step), "sha256": _sha256(contiguous, step)}
+        write_atomic(self.path, save(contiguous, metadata=metadata))
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, selection: Selection) -> int:
         """Load it where there is one; returns the number of steps done.
 
         Raises:
@@ -40,14 +45,16 @@ class Checkpoint:
             return 0
         try:
             data = self.path.read_bytes()
-            tensors = load(data)
-            step = int(_safetensors_metadata(data)["step"])
-            model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+            tensors, metadata = load(data), _safetensors_metadata(data)
+            step = int(metadata["step"])
+            if metadata.get("sha256") != _sha256(tensors, step):
+                raise ValueError("its content is not what was saved")
+            model.load_state_dict(below("model.", tensors))
+            selection.load_state_dict(below("selection.", tensors))
             state: dict[int, dict[str, Tensor]] = {}
-            for name, value in tensors.items():
-                if name.startswith("optimizer."):
-                    _, number, key = name.split(".", 2)
-                    state.setdefault(int(number), {})[key] = value
+            for name, value in below("optimizer.", tensors).items():
+                number, key = name.split(".", 1)
+                state.setdefault(int(number), {})[key] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except Exception as error:  # safetensors raises its own error, torch RuntimeError
             reason = short_reason(error)
@@ -65,3 +72,12 @@ def _safetensors_metadata(data: bytes) -> dict[str, str]:
     length = int.from_bytes(data[:8], "little")
     header: dict[str, Any] = json.loads(data[8 : 8 + length])
     return dict(header["__metadata__"])
+
+
+def _sha256(tensors: Mapping[str, Tensor], step: int) -> str:
+    """A hash of every name, type, shape and byte, and of the step."""
+    digest = hashlib.sha256(str(step).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

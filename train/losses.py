@@ -9,9 +9,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def task_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross entropy of logits [B, C] against class numbers [B], with label smoothing (Szegedy 2016)."""
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing)
+def task_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor | None = None) -> Tensor:
+    """Mean cross entropy of logits [B, C] against class numbers [B], with label smoothing (Szegedy 2016).
+
+    Where there are `weights` [C], each line counts as much as its label's says.
+    """
+    return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+
+
+def balanced_weights(labels: Tensor) -> Tensor:
+    """A weight for each class number that occurs in `labels`, so that classes count alike (King & Zeng 2001)."""
+    return len(labels) / (labels.bincount() * len(labels.unique()))  # [C]
 
 
 def alignment_loss(first: Tensor, second: Tensor, same: Tensor, temperature: float = 0.1) -> Tensor:
