@@ -46,6 +46,10 @@ class TrtVersion(str, Enum):
     rtx = "rtx"
 
 
+Size = Annotated[
+    Literal["nano", "small", "base"] | None,
+    typer.Option(help="Rows of the encoders and widths of the fusion.", show_default="those of the recipe"),
+]
 Manifest = Annotated[
     Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
 ]
@@ -80,10 +84,43 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
     *,
     out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
+    size: Size = None,
     as_json: Json = False,
 ) -> None:
     """Train a recipe into a run."""
-    run_verb("train.train:train", as_json, recipe, overrides or [], out)
+    run_verb("train.train:train", as_json, recipe, overrides or [], out, size=size)
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
+    *,
+    teacher: Annotated[list[Path], typer.Option(help="Folder of a trained run; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
+    size: Size = None,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe into a run that also learns from the answers of larger runs, or of several."""
+    run_verb("train.distill:distill", as_json, recipe, overrides or [], teacher, out, size=size)
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
+    *,
+    teacher: Annotated[list[Path], typer.Option(help="Folder of a trained run; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="Folder of all runs; the same call goes on where it stopped.")],
+    size: Size = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Pairs of students, each pair with a seed of its own.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="2 pairs, 2 epochs: a look, not a result.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what distillation gives: students with and without teachers, over several seeds, on the test lines."""
+    run_verb(
+        "train.compare:compare", as_json, recipe, overrides or [], teacher, out, size=size, seeds=seeds, quick=quick
+    )
 
 
 @app.command()
