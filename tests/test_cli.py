@@ -17,7 +17,7 @@ from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "init", "train", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
+    "demo", "init", "train", "distill", "compare", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
     "eval", "run", "bench", "data",
 ]  # fmt: skip
 DATA_VERBS = [

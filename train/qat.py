@@ -26,9 +26,10 @@ from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint, read_manifest
 from edgefuse.train.data import Loader, TrainingSteps
 from edgefuse.train.fake_int8 import FakeInt8
-from edgefuse.train.fit import batch_logits, learning_rate, validate
 from edgefuse.train.losses import distillation_loss, task_loss
 from edgefuse.train.model import FusedModel
+from edgefuse.train.objective import batch_logits, validate
+from edgefuse.train.optimizers import learning_rate
 from edgefuse.train.recipe import TrainSettings
 from edgefuse.train.train import MODEL_FILE, RUN_FILE, Run
 
@@ -93,7 +94,8 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
 
 def _lines(run: Run, split: str) -> list[Example]:
     """The lines of a split that have something for the model."""
-    examples = read_manifest(run.recipe.data.manifest, split=split, labels=run.labels)
+    limit = run.recipe.data.limit if split == "train" else None
+    examples = read_manifest(run.recipe.data.manifest, split=split, labels=run.labels, limit=limit)
     return [example for example in examples if set(example.sensors) & set(run.recipe.modalities)]
 
 

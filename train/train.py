@@ -6,10 +6,11 @@ checkpoint.safetensors and tensorboard/.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ from edgefuse.runtime.manifest import Example, fingerprint, label_names, read_ma
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.data import Loader, TrainingSteps
-from edgefuse.train.fit import fit, settle_norms
+from edgefuse.train.fit import fit
 from edgefuse.train.model import FusedModel
+from edgefuse.train.objective import Guide, settle_norms
 from edgefuse.train.recipe import Recipe, load_recipe, parse_recipe
 from edgefuse.train.wordpiece import tokenizer_document
 
 RUN_FILE, MODEL_FILE = "run.json", "model.safetensors"
+# Training lines and labels to what a step learns beside them.
+Lessons = Callable[[Sequence[Example], tuple[str, ...]], Guide]
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,7 @@ class Run:
         Raises:
             RecipeError: the run was not trained to its end, or its weights are damaged.
         """
-        path = self.folder / MODEL_FILE
-        if not path.exists():
-            raise RecipeError(
-                f"{self.folder} is not trained to its end; go on with `edgefuse train ... --out {self.folder}`"
-            )
+        path = self._weights()
         model = self.new_model()
         try:
             model.load_state_dict(load_file(path))
@@ -91,28 +91,52 @@ class Run:
             raise RecipeError(f"{path} cannot be loaded ({short_reason(error)}); train the run again") from None
         return model.eval()
 
+    def weights_sha256(self) -> str:
+        """The hash of the trained weights' file.
 
-def train(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
+        Raises:
+            RecipeError: the run was not trained to its end.
+        """
+        return hashlib.sha256(self._weights().read_bytes()).hexdigest()
+
+    def _weights(self) -> Path:
+        path = self.folder / MODEL_FILE
+        if not path.exists():
+            raise RecipeError(
+                f"{self.folder} is not trained to its end; go on with `edgefuse train ... --out {self.folder}`"
+            )
+        return path
+
+
+def train(recipe: str, overrides: list[str], out: Path, size: str | None = None) -> dict[str, Any]:
     """Train a recipe into the folder `out`; the same call goes on where it stopped, or returns the finished run.
 
     Raises:
         RecipeError: the recipe does not fit, or `out` holds a run of another recipe.
         ManifestError: a line of the data cannot be used.
     """
-    settings = load_recipe(recipe, overrides)
-    training = _readable(settings, read_manifest(settings.data.manifest, split="train"))
+    return train_recipe(load_recipe(recipe, overrides, size), out)
+
+
+def train_recipe(
+    settings: Recipe, out: Path, teachers: Sequence[dict[str, str]] = (), lessons: Lessons | None = None
+) -> dict[str, Any]:
+    """Train `settings` into `out`; `teachers` ({run, sha256}) go into run.json, `lessons` are what they teach."""
+    data = settings.data
+    training = _readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
     labels = label_names(training)
     _check_labels(settings, training, labels)
-    validation = _readable(settings, read_manifest(settings.data.manifest, split="val", labels=labels))
-    run = _open_or_start(out, settings, labels, training)
+    validation = _readable(settings, read_manifest(data.manifest, split="val", labels=labels))
+    run = _open_or_start(out, settings, labels, training, teachers)
     if "accuracy" in run.document:
         return _result(run)
     model = run.new_model()
     loader = Loader(settings, labels, run.text_tokenizer())
     steps = TrainingSteps(settings, training, loader)
     subsets = list(settings.data.subsets) or ["+".join(settings.modalities)]
+    guide = lessons(training, labels) if lessons else None
     if settings.train.epochs:
-        scores = fit(model, steps, loader, validation, subsets, settings, out)
+        scores = fit(model, steps, loader, validation, subsets, settings, out, guide)
     else:
         scores = {}
         settle_norms(model, steps[0])
@@ -122,7 +146,13 @@ def train(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
     return _result(run)
 
 
-def _open_or_start(out: Path, recipe: Recipe, labels: tuple[str, ...], training: Sequence[Example]) -> Run:
+def _open_or_start(
+    out: Path,
+    recipe: Recipe,
+    labels: tuple[str, ...],
+    training: Sequence[Example],
+    teachers: Sequence[dict[str, str]],
+) -> Run:
     data = fingerprint(training)
     if (out / RUN_FILE).exists():
         run = Run.open(out)
@@ -135,6 +165,10 @@ def _open_or_start(out: Path, recipe: Recipe, labels: tuple[str, ...], training:
             raise RecipeError(
                 f"{out} was trained on other data than {recipe.data.manifest} has now; choose another --out"
             )
+        hashes = [sorted(t["sha256"] for t in taught) for taught in (run.document.get("teachers", ()), teachers)]
+        if hashes[0] != hashes[1]:
+            names = ", ".join(t["run"] for t in run.document.get("teachers", ())) or "no teacher"
+            raise RecipeError(f"{out} holds a run with other teachers ({names}); choose another --out")
         return run
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_document(recipe.text, [e.text for e in training if e.text]) if recipe.text else None
@@ -147,6 +181,8 @@ def _open_or_start(out: Path, recipe: Recipe, labels: tuple[str, ...], training:
         "data_fingerprint": data,
         "versions": versions,
     }
+    if teachers:
+        document["teachers"] = list(teachers)
     run = Run(out, recipe, labels, document, tokenizer)
     _write_document(run)
     return run
