@@ -233,6 +233,7 @@ def _contract(run: Run, model: FusedModel) -> BundleInfo:
             "recipe": recipe.model_dump(),
             "manifest": recipe.data.manifest,
             "data_fingerprint": run.document["data_fingerprint"],
+            "teachers": run.document.get("teachers", []),
             "versions": {
                 "edgefuse": version("edgefuse"),
                 "python": platform.python_version(),

@@ -1,0 +1,144 @@
+"""What distillation gives: `python train/compare.py av_digits --teacher runs/t --out runs/gain`, as `edgefuse compare`.
+
+For each seed two students are trained on the same steps from the same weights, one of them with the teachers, and both
+are tested on the lines of split "test". Every student is a run of its own in the folder, so a call that was cut off
+goes on where it stopped, and finished runs are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from edgefuse.runtime.files import write_atomic
+from edgefuse.runtime.manifest import Example, read_manifest
+from edgefuse.train.crossval import student_p
+from edgefuse.train.data import Loader
+from edgefuse.train.distill import distill
+from edgefuse.train.losses import accuracy, ensemble_logits
+from edgefuse.train.macs import model_cost
+from edgefuse.train.objective import validate
+from edgefuse.train.recipe import Recipe
+from edgefuse.train.teacher import answers
+from edgefuse.train.train import Run, train
+
+RESULT_FILE = "compare.json"
+QUICK_SEEDS, QUICK_EPOCHS = 2, 2
+
+
+def compare(
+    recipe: str,
+    overrides: list[str],
+    teachers: Sequence[Path],
+    out: Path,
+    size: str | None = None,
+    seeds: int = 5,
+    *,
+    quick: bool = False,
+) -> dict[str, Any]:
+    """Train `seeds` pairs of students and test them.
+
+    Returns:
+        {n, seeds, kept, subsets: {subset: {plain, distilled, difference, low, high}}, cost: {student, teacher, share}}:
+        mean accuracies, and the mean of the paired differences with its 95 % interval; `kept` is the distilled
+        students' share of the accuracy of the teacher (all of them averaged), both shown all sensors.
+
+    Raises:
+        RecipeError: as of `train` and `distill`.
+        ManifestError: as of these, or there are no test lines.
+    """
+    if quick:
+        seeds, overrides = QUICK_SEEDS, [*overrides, f"train.epochs={QUICK_EPOCHS}"]
+    scores: dict[str, list[dict[str, float]]] = {"plain": [], "distilled": []}
+    for seed in range(seeds):
+        changes = [*overrides, f"train.seed={seed}"]
+        folders = {kind: out / f"{kind}{seed}" for kind in scores}
+        train(recipe, changes, folders["plain"], size)
+        distill(recipe, changes, teachers, folders["distilled"], size)
+        for kind, folder in folders.items():
+            scores[kind].append(_test(Run.open(folder)))
+            told = "  ".join(f"{subset} {value:.4f}" for subset, value in scores[kind][-1].items())
+            Console(stderr=True).print(f"seed {seed} {kind}: {told}", highlight=False)
+    student, runs = Run.open(out / "distilled0"), [Run.open(folder) for folder in teachers]
+    teacher_accuracy = _ensemble_accuracy(runs, student)
+    everything = np.mean([score[_all(student.recipe)] for score in scores["distilled"]])
+    result = {
+        "n": len(_test_lines(student)),
+        "seeds": seeds,
+        "teacher_accuracy": teacher_accuracy,
+        "kept": float(everything) / teacher_accuracy,
+        "subsets": {name: _row(*([s[name] for s in scores[kind]] for kind in scores)) for name in scores["plain"][0]},
+        "cost": _costs(student, runs),
+        "accuracies": scores,
+    }
+    write_atomic(out / RESULT_FILE, json.dumps(result, indent=2).encode())
+    return {**result, "file": str(out / RESULT_FILE)}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a mean by Student's t (Gosset 1908)."""
+    low, high = 0.0, 1e3  # between them lies the t that only 5 % exceed
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p(middle, len(values) - 1) > 0.05 else (low, middle)
+    half = high * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def _row(plain: Sequence[float], distilled: Sequence[float]) -> dict[str, float]:
+    differences = np.subtract(distilled, plain).tolist()
+    low, high = mean_interval(differences)
+    means = {"plain": float(np.mean(plain)), "distilled": float(np.mean(distilled))}
+    return {**means, "difference": float(np.mean(differences)), "low": low, "high": high}
+
+
+def _all(recipe: Recipe) -> str:
+    return "+".join(recipe.modalities)
+
+
+def _test_lines(run: Run) -> list[Example]:
+    lines = read_manifest(run.recipe.data.manifest, split="test", labels=run.labels)
+    return [line for line in lines if set(line.sensors) & set(run.recipe.modalities)]
+
+
+def _test(run: Run) -> dict[str, float]:
+    """Accuracy on the test lines with all sensors, and with each subset that the recipe trains."""
+    subsets = list(dict.fromkeys([_all(run.recipe), *run.recipe.data.subsets]))
+    loader = Loader(run.recipe, run.labels, run.text_tokenizer())
+    return validate(run.trained_model(), loader, _test_lines(run), subsets)
+
+
+def _ensemble_accuracy(teachers: Sequence[Run], student: Run) -> float:
+    """How often the mean of the teachers' probabilities is right, shown all sensors."""
+    lines = _test_lines(student)
+    each = [answers(teacher, lines).rows("logits", range(len(lines))) for teacher in teachers]  # K x [n, C]
+    labels = torch.tensor([student.labels.index(str(line.label)) for line in lines])
+    return accuracy(ensemble_logits(torch.stack(each), 1.0), labels)
+
+
+def _costs(student: Run, teachers: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Multiply-adds and parameters of the student and of all teachers together, and the student's share."""
+    one, *others = [_cost(run, _test_lines(student)) for run in (student, *teachers)]
+    together = {key: sum(cost[key] for cost in others) for key in one}
+    return {"student": {**one}, "teacher": {**together}, "share": {key: one[key] / together[key] for key in one}}
+
+
+def _cost(run: Run, lines: Sequence[Example]) -> dict[str, int]:
+    line = max(lines, key=lambda line: len(set(line.sensors) & set(run.recipe.modalities)))
+    shown = set(line.sensors) & set(run.recipe.modalities)
+    batch = Loader(run.recipe, run.labels, run.text_tokenizer()).batch([line], [line.audio], [shown])
+    return model_cost(run.trained_model(), batch)
+
+
+if __name__ == "__main__":
+    from edgefuse.runtime.cli import main
+
+    main(["compare", *sys.argv[1:]])
