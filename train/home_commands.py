@@ -96,7 +96,8 @@ def home_commands(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     manifests = {MANIFEST: [row for split in rows.values() for row in split]}
     if FLITE in spoken.voices:
         draw = random.Random(0)
-        manifests[FLITE_MANIFEST] = [{**row, "audio": _voiced(draw, FLITE, row["text"], spoken)} for row in rows["test"]]
+        test = rows["test"]
+        manifests[FLITE_MANIFEST] = [{**row, "audio": _voiced(draw, FLITE, row["text"], spoken)} for row in test]
     for name, lines in manifests.items():
         write_atomic(out / name, "".join(json.dumps(row) + "\n" for row in lines).encode())
     paths = [str(out / name) for name in manifests]

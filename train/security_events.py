@@ -1,9 +1,9 @@
 """Security events, generated: a picture of a drawn house by day or night and a synthesized sound; what happens there.
 
-RULES says which event a picture and a sound make together. Lines are drawn so that the five events are equally frequent;
-then the picture alone tells at best 58.0 % of them, the sound alone 61.4 %, and both together all. The rules are made
-up for this corpus and protect no house. No picture, sound or voice is in two splits. All but eSpeak NG's speech follows
-from the seeds.
+RULES says which event a picture and a sound make together. Lines are drawn so that the five events are equally
+frequent; then the picture alone tells at best 58.0 % of them, the sound alone 61.4 %, and both together all. The rules
+are made up for this corpus and protect no house. No picture, sound or voice is in two splits. All but eSpeak NG's
+speech follows from the seeds.
 """
 
 from __future__ import annotations

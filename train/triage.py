@@ -101,9 +101,7 @@ def paint(seen: str, random: np.random.Generator) -> Pixels:
     return as_camera(picture, random)
 
 
-def _outline(
-    center: NDArray[Any], radius: float, raggedness: float, random: np.random.Generator
-) -> NDArray[np.int32]:
+def _outline(center: NDArray[Any], radius: float, raggedness: float, random: np.random.Generator) -> NDArray[np.int32]:
     """A closed line round `center` whose radius varies by a share of `raggedness`: [24, 2]."""
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
     reach = radius * (1 + raggedness * random.uniform(-1, 1, 24))
