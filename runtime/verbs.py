@@ -23,6 +23,9 @@ SHOWN = {
     "optimize.quantize:quantize": (
         "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
     ),
+    "train.data_check:check": (
+        "verdict", "lines", "sensors", "pictures", "sounds", "texts", "found", "splits", "labels", "unreadable", "page",
+    ),
     "runtime.explain:explain": (
         "label", "answer", "logit", "baseline_logit", "shapley", "words", "seconds", "out",
     ),
