@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import ManifestError, MediaError
 from edgefuse.runtime.manifest import Example
-from edgefuse.runtime.preprocess import Tokenizer, load_audio, load_image
-from edgefuse.train.frontends import SAMPLE_RATE
-from edgefuse.train.model import audio_samples
+from edgefuse.runtime.preprocess import Tokenizer, prepared, sensors_of
+from edgefuse.train.corrupt import spoil_tensors, spoil_texts
+from edgefuse.train.model import specs_of
 from edgefuse.train.recipe import Recipe
+
+KNOWN_TEXTS = 100_000  # whose ids are kept
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Loader:
         self._recipe = recipe
         self._number = {label: i for i, label in enumerate(labels)}
         self._tokenizer = tokenizer
+        self._sensors = sensors_of(specs_of(recipe), tokenizer)
         self._known_texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
     def batch(self, examples: Sequence[Example], sounds: Sequence[str | None], present: Sequence[set[str]]) -> Batch:
@@ -60,9 +64,9 @@ class Loader:
         inputs: dict[str, Tensor] = {}
         index: dict[str, Tensor] = {}
         row_of: dict[str, dict[Hashable, int]] = {}
-        values = {"image": [e.image for e in examples], "audio": sounds, "text": [e.text for e in examples]}
         for modality in self._recipe.modalities:
-            shown = [v if modality in p else None for v, p in zip(values[modality], present, strict=True)]
+            values = sounds if modality == "audio" else [getattr(example, modality) for example in examples]
+            shown = [v if modality in p else None for v, p in zip(values, present, strict=True)]
             rows: dict[Hashable, int] = {}
             owner: list[Example] = []
             for value, example in zip(shown, examples, strict=True):
@@ -78,31 +82,38 @@ class Loader:
             inputs=inputs,
             index=index,
             presence=torch.tensor(presence),
-            labels=torch.tensor([self._number[str(example.label)] for example in examples]),
+            labels=self.numbers(examples),
             same_text=_same_text(examples, sounds, row_of),
             where=tuple(example.where for example in examples),
         )
 
+    def numbers(self, examples: Sequence[Example]) -> Tensor:
+        """The class number of each line, -1 where it has no label [B]."""
+        return torch.tensor([-1 if e.label is None else self._number[e.label] for e in examples])
+
     def _load(self, modality: str, values: Sequence[str], owner: Sequence[Example]) -> dict[str, Tensor]:
-        recipe = self._recipe
         if modality == "text":
             ids, mask = zip(*(self._encode(text) for text in values), strict=True)
             return {
                 "input_ids": torch.from_numpy(np.concatenate(ids)),  # [U, L]
                 "attention_mask": torch.from_numpy(np.concatenate(mask)),  # [U, L]
             }
-        if modality == "image":
-            assert recipe.image is not None
-            height, width = recipe.image.height, recipe.image.width
-            pictures = [_of_line(e, load_image, v, height, width) for v, e in zip(values, owner, strict=True)]
-            return {"image": torch.from_numpy(np.stack(pictures))}  # [U, H, W, 3]
-        samples = audio_samples(recipe)
-        pcm = [_of_line(e, load_audio, v, SAMPLE_RATE, samples) for v, e in zip(values, owner, strict=True)]
-        return {"audio": torch.from_numpy(np.stack(pcm))}  # [U, T]
+        rows = [self._decode(modality, value, example) for value, example in zip(values, owner, strict=True)]
+        return {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in SENSOR_TENSORS[modality]}
+
+    def _decode(self, modality: str, value: str, example: Example) -> dict[str, NDArray[Any]]:
+        """The tensors of one file, batch of one; names the manifest line where it fails."""
+        sensor = self._sensors[modality]
+        try:
+            return prepared(sensor, sensor.decode(value))
+        except MediaError as error:
+            raise ManifestError(f"{example.where}: {error}") from None
 
     def _encode(self, text: str) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         if text not in self._known_texts:
             assert self._tokenizer is not None
+            if len(self._known_texts) == KNOWN_TEXTS:  # typos never end
+                self._known_texts.clear()
             self._known_texts[text] = self._tokenizer.encode([text])
         return self._known_texts[text]
 
@@ -111,6 +122,7 @@ class TrainingSteps(Dataset[Batch]):
     """Step number -> batch; made for a DataLoader with batch_size=None and a range of steps as its sampler."""
 
     def __init__(self, recipe: Recipe, examples: Sequence[Example], loader: Loader) -> None:
+        self.examples = examples
         self._recipe = recipe
         self._loader = loader
         groups: dict[Hashable, list[Example]] = defaultdict(list)
@@ -140,12 +152,23 @@ class TrainingSteps(Dataset[Batch]):
             for example, sound in zip(examples, sounds, strict=True)
             if (present := self._draw_subset(draw, example, sound))  # a line whose only sensor is not heard waits
         ]
-        batch = self._loader.batch(*zip(*lines, strict=True))
+        batch = self._batch(step, *zip(*lines, strict=True))
         if data.flip and "image" in batch.inputs:
             mirrored = torch.tensor([draw.random() < 0.5 for _ in batch.inputs["image"]])[:, None, None, None]
             image = batch.inputs["image"]
             batch.inputs["image"] = torch.where(mirrored, image.flip(2), image)
         return batch
+
+    def _batch(
+        self, step: int, examples: Sequence[Example], sounds: Sequence[str | None], present: Sequence[set[str]]
+    ) -> Batch:
+        """The lines as the loader reads them, then spoiled as the recipe says by draws of the step's own."""
+        augment = self._recipe.augment
+        if not augment:
+            return self._loader.batch(examples, sounds, present)
+        rng = np.random.default_rng(random.Random(f"{self._recipe.train.seed} spoil {step}").getrandbits(64))
+        batch = self._loader.batch(spoil_texts(examples, augment, rng), sounds, present)
+        return replace(batch, inputs=spoil_tensors(batch.inputs, augment, rng))
 
     def _draw_sounds(self, draw: random.Random, examples: Sequence[Example]) -> list[str | None]:
         """The sound each line can hear: the one that this step draws for its text, if any; without a text, its own."""
@@ -165,14 +188,6 @@ class TrainingSteps(Dataset[Batch]):
             return have
         subsets, weights = zip(*possible, strict=True)
         return set(draw.choices(subsets, weights)[0])
-
-
-def _of_line(example: Example, load: Callable[..., NDArray[Any]], *arguments: object) -> NDArray[Any]:
-    """Call `load`, and name the manifest line where it fails."""
-    try:
-        return load(*arguments)
-    except MediaError as error:
-        raise ManifestError(f"{example.where}: {error}") from None
 
 
 def _same_text(

@@ -6,27 +6,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
+from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import Example
 from edgefuse.train.adapters import lora_adapters
+from edgefuse.train.adversarial import with_adversary
 from edgefuse.train.checkpoint import Checkpoint
 from edgefuse.train.data import Batch, Loader, TrainingSteps
-from edgefuse.train.losses import balanced_weights
+from edgefuse.train.devices import on_device, prepare
+from edgefuse.train.distributed import average_gradients, here
+from edgefuse.train.losses import balanced_weights, task_loss
 from edgefuse.train.model import FusedModel
-from edgefuse.train.objective import Guide, batch_loss, validate
+from edgefuse.train.objective import Guide, batch_logits, batch_loss, validate
 from edgefuse.train.optimizers import hold_frozen, learning_rate, new_optimizer, set_rates
 from edgefuse.train.recipe import Recipe, TrainSettings
 from edgefuse.train.selection import Selection
+from edgefuse.train.training_log import TrainingLog
 
 # The loss of a batch and its terms for the log, and the validation scores of a model.
 Loss = Callable[[Batch], tuple[Tensor, dict[str, float]]]
@@ -53,6 +55,13 @@ def fit(
     settings = recipe.train
     balanced = settings.class_weights == "balanced"
     weights = balanced_weights(loader.numbers(steps.examples)) if balanced else None  # [C]
+    if settings.mixup and guide:
+        raise RecipeError("train.mixup mixes lines, and teachers answer them one by one; set it to 0 to distill")
+
+    def loss(near: Batch) -> Tensor:
+        return task_loss(batch_logits(model, near)[0], near.labels, settings.label_smoothing, weights)
+
+    guide = with_adversary(guide, model, recipe.adversarial, loss)
     with lora_adapters(model, recipe):
         return run_steps(
             model,
@@ -69,6 +78,7 @@ def run_steps(
 ) -> dict[str, float]:
     """The loop of any training, resumed from the checkpoint in `folder`; returns the scores of the final weights."""
     settings = recipe.train
+    device = prepare(model)
     optimizer, selection = new_optimizer(model, recipe), Selection(model, settings)
     checkpoint = Checkpoint(folder)
     step = checkpoint.restore(model, optimizer, selection)
@@ -76,28 +86,25 @@ def run_steps(
     scores: dict[str, float] = {}
     saved_at = time.monotonic()
     model.train()
-    with closing(SummaryWriter(str(folder / "tensorboard"), purge_step=step)) as board, _progress() as progress:
-        task = progress.add_task("training", total=total, completed=step, note="")
+    with TrainingLog(folder, step, total) as log:
 
         def judge() -> None:
             nonlocal scores
             if selection.judged_step < step and (step % validate_every == 0 or step == total):
                 scores = score(selection.candidate)
                 selection.judge(step, scores)
-                _log_validation(progress, board, step, step / steps.steps_per_epoch, scores)
+                log.validation(step, step / steps.steps_per_epoch, scores)
 
         try:
             judge()  # where ctrl-C came before it
-            for batch in _batches(steps, range(total if selection.stops else step, total), recipe.data.workers):
+            numbers = range(total if selection.stops else step, total)
+            for batch in log.timed(_batches(steps, numbers, recipe.data.workers)):
                 with _interrupt_held_back():
                     hold_frozen(model, optimizer, recipe, epoch=step // steps.steps_per_epoch)
-                    terms = _optimise(model, optimizer, batch, settings, step, total, loss)
+                    terms = _optimise(model, optimizer, batch.to(device), settings, step, total, loss)
                     selection.take_step()
                     step += 1
-                for name, value in terms.items():
-                    board.add_scalar(f"train/{name}", value, step)
-                note = "  ".join(f"{name} {value:.3f}" for name, value in terms.items())
-                progress.update(task, completed=step, note=note)
+                log.step(step, terms)
                 judge()
                 if selection.stops:
                     break
@@ -107,6 +114,7 @@ def run_steps(
         except KeyboardInterrupt:
             checkpoint.save(model, optimizer, step, selection)
             raise
+        log.end()
     checkpoint.save(model, optimizer, step, selection)
     selection.settle()
     return scores if scores and not settings.patience else score(model)
@@ -124,9 +132,11 @@ def _optimise(
     """One step; dropout and augmentation draw from a generator seeded by the step, so that resuming is exact."""
     torch.manual_seed(settings.seed * 1_000_003 + step)
     set_rates(optimizer, learning_rate(step, total, settings))
-    loss, terms = loss_of(batch)
+    with on_device(batch.labels.device):
+        loss, terms = loss_of(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    average_gradients(model.parameters())
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
     optimizer.step()
     return terms
@@ -151,25 +161,3 @@ def _interrupt_held_back() -> Iterator[None]:
 
 def _batches(steps: TrainingSteps, numbers: range, workers: int) -> Iterator[Batch]:
     yield from DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
-
-
-def _log_validation(
-    progress: Progress, board: SummaryWriter, step: int, epoch: float, scores: dict[str, float]
-) -> None:
-    for name, value in scores.items():
-        board.add_scalar(f"val/{name}", value, step)
-    progress.console.print(
-        f"epoch {epoch:g}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()), highlight=False
-    )

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgefuse.runtime.manifest import Example
 from edgefuse.train.data import Batch, Loader
 from edgefuse.train.losses import accuracy, alignment_loss, task_loss
+from edgefuse.train.mixup import Mix
 from edgefuse.train.model import FusedModel
 from edgefuse.train.settings import TrainSettings
 
@@ -25,13 +26,14 @@ def batch_logits(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Ten
     return model.head.classify(fused), distinct
 
 
-def batch_fused(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_fused(model: FusedModel, batch: Batch, mix: Mix | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """What the classifier reads [B, D], and the projected tokens [U, N, D] of the batch's distinct sensors.
 
-    Each distinct sensor is encoded once and gathered for the lines that share it.
+    Each distinct sensor is encoded once and gathered for the lines that share it; `mix` then mixes lines.
     """
     distinct = _distinct_tokens(model, batch)
-    return model.head.embed(_gather(model, batch, distinct), batch.presence)[0], distinct
+    gathered = _gather(model, batch, distinct)
+    return model.head.embed(mix.tokens(gathered) if mix else gathered, batch.presence)[0], distinct
 
 
 def batch_loss(
@@ -42,9 +44,14 @@ def batch_loss(
     class_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its terms for the log; `class_weights` [C] are those of `task_loss`."""
-    fused, distinct = batch_fused(model, batch)
+    mix = Mix.draw(batch.presence, settings.mixup) if settings.mixup else None
+    fused, distinct = batch_fused(model, batch, mix)
     logits = model.head.classify(fused)
-    loss = task_loss(logits, batch.labels, settings.label_smoothing, class_weights)
+
+    def task(labels: Tensor) -> Tensor:
+        return task_loss(logits, labels, settings.label_smoothing, class_weights)
+
+    loss = mix.loss(batch.labels, task) if mix else task(batch.labels)
     terms = {"task": float(loss.detach()), "accuracy": accuracy(logits, batch.labels)}
     paired = batch.same_text >= 0
     if settings.alignment and paired.any():

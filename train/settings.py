@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Tokens = Literal["pooled", "all"]
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -23,7 +23,7 @@ class DataSettings(Settings):
     """Which examples, and how a step is made of them."""
 
     manifest: str  # JSON lines; relative to the working directory
-    group_by: Literal["image", "audio", "text"] | None = None  # a step takes all lines of its groups, each encoded once
+    group_by: str | None = None  # a modality: a step takes all lines that share its value, which is encoded once
     groups_per_step: int = Field(64, gt=0)  # groups (lines where group_by is none) in one step
     # For sounds that speak the line's text: a step hears this many sounds, of as many distinct texts, and lines with
     # the same text share one; 0 leaves every line its own sound.
@@ -73,6 +73,26 @@ class TextSettings(Settings):
     freeze: Freeze = False  # weights stay as they are
     layer_decay: float = Field(1.0, gt=0, le=1)  # a layer learns at this times the rate of the layer above it
     lora: int = Field(0, ge=0)  # rank of the adapters that are trained in place of pretrained weights; 0 trains those
+
+
+class SignalSettings(Settings):
+    """The encoder of a table of numbers, such as radar and GPS give."""
+
+    encoder: str = "tcn_small"  # a row of signal.SIGNAL_ENCODERS
+    features: tuple[str, ...] = Field(min_length=1)  # columns that the model reads, in this order
+    steps: int = Field(gt=0)  # the newest rows that it reads; before the first one it was as it is in the first one
+    rate_hz: float = Field(gt=0)  # rows a second, of files and of what comes in the loop
+    tokens: Tokens = "pooled"  # one token, or one per row
+    weights: str | None = None  # a local .safetensors, or the folder of a run
+    rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
+    freeze: Freeze = False  # weights and batch norms stay as they are
+
+    @field_validator("features")
+    @classmethod
+    def _distinct(cls, features: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(features)) < len(features):
+            raise ValueError("a feature is named twice")
+        return features
 
 
 class FusionSettings(Settings):
@@ -128,4 +148,4 @@ class AdversarialSettings(Settings):
     audio: float = Field(0.0, ge=0, le=1)  # most that a sample moves, of full scale
     text: float = Field(0.0, ge=0, le=1)  # most that a sentence moves, as a share of the norm of its embeddings
     steps: int = Field(1, ge=1)  # steps of the search: 1 is FGSM, more are PGD
-    weight: Rate = 0.5  # of the worst case in the loss; the rest is that of the clean step
+    weight: float = Field(1.0, gt=0)  # of the worst case's loss; that of the clean step weighs 1 beside it
