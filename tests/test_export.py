@@ -39,7 +39,8 @@ from edgefuse.train.data import Batch, Loader
 from edgefuse.train.fusion import FUSIONS
 from edgefuse.train.model import Head
 from edgefuse.train.recipe import FusionSettings
-from edgefuse.train.train import RUN_FILE, Run, train
+from edgefuse.train.runs import RUN_FILE, Run
+from edgefuse.train.train import train
 from edgefuse.train.wordpiece import learn_wordpiece
 from tests.train_fixtures import QUESTIONS, corpus, trained_run, write_recipe
 

@@ -33,7 +33,7 @@ from edgefuse.train import fake_int8 as fake_int8_module
 from edgefuse.train.data import Batch
 from edgefuse.train.fake_int8 import FakeInt8, Range, _FakeWeight, fake_int8, int8_scale
 from edgefuse.train.objective import settle_norms
-from edgefuse.train.train import Run
+from edgefuse.train.runs import Run
 from tests.train_fixtures import loader_of, trained_run
 
 Floats = NDArray[np.float32]

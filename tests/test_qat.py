@@ -17,7 +17,8 @@ from torch import nn
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train import qat as qat_module
 from edgefuse.train.qat import qat
-from edgefuse.train.train import Run, train
+from edgefuse.train.runs import Run
+from edgefuse.train.train import train
 from tests.train_fixtures import RATE, SECONDS, corpus, trained_run, write_manifest, write_recipe
 
 TONES = 5

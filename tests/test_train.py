@@ -21,7 +21,9 @@ from edgefuse.runtime.manifest import fingerprint, read_manifest
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train import train as module
 from edgefuse.train.checkpoint import CHECKPOINT_FILE
-from edgefuse.train.train import MODEL_FILE, RUN_FILE, Run, train
+from edgefuse.train.pretrained import MODEL_FILE
+from edgefuse.train.runs import RUN_FILE, Run
+from edgefuse.train.train import train
 from tests.train_fixtures import (
     LINES,
     STEPS,

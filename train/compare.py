@@ -27,8 +27,9 @@ from edgefuse.train.losses import accuracy, ensemble_logits
 from edgefuse.train.macs import model_cost
 from edgefuse.train.objective import validate
 from edgefuse.train.recipe import Recipe
+from edgefuse.train.runs import Run
 from edgefuse.train.teacher import answers
-from edgefuse.train.train import Run, train
+from edgefuse.train.train import train
 
 RESULT_FILE = "compare.json"
 QUICK_SEEDS, QUICK_EPOCHS = 2, 2

@@ -20,9 +20,10 @@ from edgefuse.runtime.manifest import Example
 from edgefuse.train.data import Batch
 from edgefuse.train.losses import angle_loss, distance_loss, distillation_loss, embedding_loss, ensemble_logits
 from edgefuse.train.recipe import load_recipe
+from edgefuse.train.runs import Run
 from edgefuse.train.settings import DistillSettings
 from edgefuse.train.teacher import Answers, answers
-from edgefuse.train.train import Run, train_recipe
+from edgefuse.train.train import train_recipe
 
 ANGLE_LINES = 64  # lines of a step between which angles are taken: their triplets grow with the cube
 

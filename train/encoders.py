@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import SqueezeExcitation
-from transformers import AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DistilBertConfig, DistilBertModel, PreTrainedModel
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.augment import SpeechAugment
@@ -20,6 +18,7 @@ from edgefuse.train.cnn_lstm import Memory
 from edgefuse.train.conformer import ConformerLayer
 from edgefuse.train.frontends import CEPSTRUM, MELS, Cepstrum, LogMel, PixelNorm
 from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayers
+from edgefuse.train.pretrained import load_encoder
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 
 AUDIO_ENCODERS = {
@@ -55,19 +54,32 @@ class ImageEncoder(nn.Module):
         self.layers = CellLayers(row.dim, rows, columns, settings.layers) if settings.layers else None
         self.dim = CellLayers.DIM if settings.layers else row.dim
         self.pooled = settings.tokens == "pooled"
-        self.count = 1 if self.pooled else rows * columns
+        self.cells = rows * columns
+        self.count = 1 if self.pooled else self.cells
         if settings.weights and settings.weights != "imagenet":
-            _load_weights(self, "image.weights", settings.weights)
+            load_encoder(self, "image", settings.weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Tokens of a batch of pictures."""
-        planes = self.features(self.frontend(image))  # [B, C, h, w]
+        planes = self._planes(self.frontend(image))  # [B, C, h, w]
         if self.layers is None and self.pooled:
             return planes.mean(dim=(2, 3))[:, None]  # [B, 1, D]
         cells = planes.flatten(2).transpose(1, 2)  # [B, h * w, C]
         if self.layers is not None:
             cells = self.layers(cells)  # [B, h * w, D]
         return cells.mean(dim=1, keepdim=True) if self.pooled else cells
+
+    def _planes(self, pixels: Tensor) -> Tensor:
+        """The last feature map; one picture of one cell has no variance, and takes the batch norms' running one."""
+        if not (self.training and len(pixels) * self.cells == 1):
+            return self.features(pixels)
+        norms = [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.eval()
+        planes = self.features(pixels)
+        for norm in norms:
+            norm.train()
+        return planes
 
 
 class SpatialMean(nn.Module):
@@ -106,7 +118,7 @@ class AudioEncoder(nn.Module):
             self.count = self(torch.zeros(1, samples)).shape[1]
         self.train()
         if settings.weights:
-            _load_weights(self, "audio.weights", settings.weights)
+            load_encoder(self, "audio", settings.weights)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Tokens of a batch of sounds."""
@@ -154,12 +166,15 @@ class AttentionPool(nn.Module):
 class TextEncoder(nn.Module):
     """int32 ids and mask [B, L] to tokens [B, N, D]: their masked mean, or one per WordPiece (zero where padded)."""
 
-    def __init__(self, settings: TextSettings, vocabulary: int) -> None:
+    def __init__(self, settings: TextSettings, vocabulary: int, config: dict[str, Any] | None = None) -> None:
+        """`config` is that of `settings.encoder` where its pretrained weights are not wanted."""
         super().__init__()
-        self.bert = _bert(settings, vocabulary)
+        self.bert = _bert(settings, vocabulary, config)
         self.dim = self.bert.config.hidden_size
         self.pooled = settings.tokens == "pooled"
         self.count = 1 if self.pooled else settings.max_tokens
+        if settings.weights:
+            load_encoder(self, "text", settings.weights)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Tokens of a batch of texts."""
@@ -173,12 +188,14 @@ class TextEncoder(nn.Module):
         return kept.sum(dim=1, keepdim=True) / (real.sum(dim=1)[:, None, None] + 1e-6)  # [B, 1, D]
 
 
-def _bert(settings: TextSettings, vocabulary: int) -> PreTrainedModel:
-    """A new DistilBERT by table, or pretrained weights by hub name or folder."""
+def _bert(settings: TextSettings, vocabulary: int, config: dict[str, Any] | None) -> PreTrainedModel:
+    """A new DistilBERT by table, a new model by its `config`, or pretrained weights by hub name or folder."""
     if settings.encoder in TEXT_ENCODERS:
         size: dict[str, Any] = TEXT_ENCODERS[settings.encoder]
-        config = DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=settings.max_tokens, **size)
-        return DistilBertModel(config)
+        positions = settings.max_tokens
+        return DistilBertModel(DistilBertConfig(vocab_size=vocabulary, max_position_embeddings=positions, **size))
+    if config is not None:
+        return AutoModel.from_config(AutoConfig.for_model(**config))
     try:
         bert = AutoModel.from_pretrained(settings.encoder, use_safetensors=True)
     except (OSError, ValueError) as error:
@@ -199,13 +216,3 @@ def _row(key: str, name: str, table: dict[str, Any]) -> Any:
     if name not in table:
         raise RecipeError(f"{key} {name!r} is unknown; choose one of {', '.join(table)}")
     return table[name]
-
-
-def _load_weights(module: nn.Module, key: str, path: str) -> None:
-    """Load a local safetensors file into `module`, all names matching."""
-    if not Path(path).is_file():
-        raise RecipeError(f"{key} {path!r} does not exist; give a .safetensors file saved from the same encoder")
-    try:
-        module.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors raises its own error, torch RuntimeError
-        raise RecipeError(f"{key} {path!r} does not fit this encoder: {short_reason(error)}") from None

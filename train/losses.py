@@ -14,6 +14,7 @@ def task_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor 
 
     Where there are `weights` [C], each line counts as much as its label's says.
     """
+    weights = None if weights is None else weights.to(logits.device)
     return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
 
 

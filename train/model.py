@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgefuse.runtime.bundle import SENSOR_TENSORS
+from edgefuse.runtime.bundle import SENSOR_TENSORS, AudioSpec, ImageSpec, SignalSpec, TextSpec
 from edgefuse.train.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from edgefuse.train.frontends import SAMPLE_RATE
 from edgefuse.train.fusion import FUSIONS
 from edgefuse.train.recipe import FusionSettings, Recipe
+from edgefuse.train.signal import SignalEncoder
 
 
 def audio_samples(recipe: Recipe) -> int:
     """Length of the `audio` tensor in samples."""
     assert recipe.audio is not None
     return round(recipe.audio.seconds * SAMPLE_RATE)
+
+
+def new_encoders(recipe: Recipe, vocabulary: int, text_config: dict[str, Any] | None = None) -> nn.ModuleDict:
+    """The encoder of each modality, in the order of the `presence` columns.
+
+    Args:
+        recipe: sizes and pretrained weights.
+        vocabulary: the number of WordPiece ids (0 without text).
+        text_config: builds `text.encoder` without its pretrained weights, see TextEncoder.
+    """
+    encoders: dict[str, nn.Module] = {}
+    if recipe.image:
+        encoders["image"] = ImageEncoder(recipe.image)
+    if recipe.audio:
+        encoders["audio"] = AudioEncoder(recipe.audio, audio_samples(recipe))
+    if recipe.text:
+        encoders["text"] = TextEncoder(recipe.text, vocabulary, text_config)
+    if recipe.signal:
+        encoders["signal"] = SignalEncoder(recipe.signal)
+    return nn.ModuleDict(encoders)
+
+
+def specs_of(recipe: Recipe) -> dict[str, Any]:
+    """Modality -> what its encoder takes, as a bundle's contract says it."""
+    image, audio, text, signal = recipe.image, recipe.audio, recipe.text, recipe.signal
+    specs = {
+        "image": image and ImageSpec(height=image.height, width=image.width),
+        "audio": audio and AudioSpec(sample_rate=SAMPLE_RATE, samples=audio_samples(recipe)),
+        "text": text and TextSpec(max_tokens=text.max_tokens),
+        "signal": signal and SignalSpec(steps=signal.steps, features=signal.features, rate_hz=signal.rate_hz),
+    }
+    return {modality: specs[modality] for modality in recipe.modalities}
 
 
 class Head(nn.Module):
@@ -69,19 +103,12 @@ class Head(nn.Module):
 class FusedModel(nn.Module):
     """Encoders and head of a recipe."""
 
-    def __init__(self, recipe: Recipe, labels: int, vocabulary: int) -> None:
-        """`labels` is the number of classes, `vocabulary` the number of WordPiece ids (0 without text)."""
+    def __init__(self, recipe: Recipe, labels: int, vocabulary: int, text_config: dict[str, Any] | None = None) -> None:
+        """`labels` is the number of classes; the others are those of `new_encoders`."""
         super().__init__()
-        encoders: dict[str, ImageEncoder | AudioEncoder | TextEncoder] = {}
-        if recipe.image:
-            encoders["image"] = ImageEncoder(recipe.image)
-        if recipe.audio:
-            encoders["audio"] = AudioEncoder(recipe.audio, audio_samples(recipe))
-        if recipe.text:
-            encoders["text"] = TextEncoder(recipe.text, vocabulary)
-        self.encoders = nn.ModuleDict(encoders)
-        self.counts = {m: encoder.count for m, encoder in encoders.items()}  # tokens N
-        self.dims = {m: encoder.dim for m, encoder in encoders.items()}  # their width D_m
+        self.encoders = new_encoders(recipe, vocabulary, text_config)
+        self.counts = {m: encoder.count for m, encoder in self.encoders.items()}  # tokens N
+        self.dims = {m: encoder.dim for m, encoder in self.encoders.items()}  # their width D_m
         self.head = Head(self.dims, labels, recipe.fusion)
 
     @property

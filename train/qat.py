@@ -30,8 +30,9 @@ from edgefuse.train.losses import distillation_loss, task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_logits, validate
 from edgefuse.train.optimizers import learning_rate
+from edgefuse.train.pretrained import MODEL_FILE
 from edgefuse.train.recipe import TrainSettings
-from edgefuse.train.train import MODEL_FILE, RUN_FILE, Run
+from edgefuse.train.runs import RUN_FILE, Run
 
 CALIBRATION_BATCH = 32  # lines
 

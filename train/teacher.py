@@ -24,7 +24,7 @@ from edgefuse.runtime.manifest import Example, fingerprint
 from edgefuse.train.data import Loader
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_fused
-from edgefuse.train.train import Run
+from edgefuse.train.runs import Run
 
 ANSWERS = "answers"  # folder in the teacher's run: <sha256 of its weights>-<fingerprint of the lines>/00000.safetensors
 SHARD = 2048  # lines

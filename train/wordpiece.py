@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.runtime.preprocess import PAD_TOKEN
+from edgefuse.runtime.tokenizer import PAD_TOKEN
 from edgefuse.train.recipe import TextSettings
 
 SPECIAL_TOKENS = (PAD_TOKEN, "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -20,16 +20,19 @@ def tokenizer_document(settings: TextSettings, texts: Iterable[str]) -> bytes:
     Raises:
         RecipeError: the named tokenizer is neither on disk nor on the hub.
     """
-    if settings.tokenizer == "corpus":
+    name = settings.tokenizer
+    if name == "corpus" and settings.weights and Path(settings.weights).is_dir():
+        name = settings.weights  # a run, whose text encoder knows its own pieces
+    if name == "corpus":
         return learn_wordpiece(texts, settings.vocabulary).to_str().encode()
-    path = Path(settings.tokenizer)
+    path = Path(name)
     path = path / "tokenizer.json" if path.is_dir() else path
     try:
-        loaded = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(settings.tokenizer)
+        loaded = Tokenizer.from_file(str(path)) if path.exists() else Tokenizer.from_pretrained(name)
     except Exception as error:  # tokenizers raises bare Exception
         reason = str(error).splitlines()[0]
         raise RecipeError(
-            f"text.tokenizer {settings.tokenizer!r} is neither a folder, a tokenizer.json nor on the hub ({reason}); "
+            f"text.tokenizer {name!r} is neither a folder, a tokenizer.json nor on the hub ({reason}); "
             "'corpus' learns one from the training texts"
         ) from None
     return loaded.to_str().encode()
