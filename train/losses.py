@@ -36,6 +36,38 @@ def alignment_loss(first: Tensor, second: Tensor, same: Tensor, temperature: flo
     return F.cross_entropy(similarity, same)
 
 
+def contrastive_loss(first: Tensor, second: Tensor, paired: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford 2021): of two sensors that belong together, each has to find the other.
+
+    A sensor that belongs to several (a sentence said of many pictures) takes none of them for a wrong answer when it
+    looks for another.
+
+    Args:
+        first: embeddings [A, D] of one modality's distinct sensors.
+        second: those of the other one [B, D].
+        paired: which belong together [A, B]; at least two do.
+        scale: cosine similarities are multiplied by it, 1 / temperature.
+    """
+    similarity = scale * F.normalize(first, dim=1) @ F.normalize(second, dim=1).T  # [A, B]
+    return (_miss(similarity, paired) + _miss(similarity.T, paired.T)) / 2
+
+
+def _miss(similarity: Tensor, paired: Tensor) -> Tensor:
+    """Mean over the pairs of -log softmax among the partner and all that are none."""
+    others = similarity.masked_fill(paired, -1e4).logsumexp(dim=1, keepdim=True)  # [A, 1]
+    return (torch.logaddexp(similarity, others) - similarity)[paired].mean()
+
+
+def found_partners(first: Tensor, second: Tensor, paired: Tensor) -> float:
+    """Share of the embeddings with a partner whose nearest one of the other modality is one, both ways, 0..1."""
+    similarity = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T  # [A, B]
+    hits = [
+        known.gather(1, near.argmax(dim=1, keepdim=True))[known.any(dim=1)]
+        for known, near in ((paired, similarity), (paired.T, similarity.T))
+    ]
+    return float(torch.cat(hits).to(torch.float64).mean())
+
+
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean Kullback-Leibler divergence of the student's logits [B, C] from the teacher's, both softened (Hinton 2015).
 

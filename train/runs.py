@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -26,6 +26,8 @@ from edgefuse.train.pretrained import MODEL_FILE, without_weights
 from edgefuse.train.recipe import Recipe, parse_recipe
 from edgefuse.train.signal import settle, signal_statistics
 from edgefuse.train.wordpiece import tokenizer_document
+
+Model = TypeVar("Model", bound=nn.Module)
 
 RUN_FILE = "run.json"
 HARMLESS = ("data.workers", "train.checkpoint_every_s")  # settings that change nothing in what is learned
@@ -74,7 +76,10 @@ class Run:
     def new_model(self) -> FusedModel:
         """The run's model before training, seeded by the recipe."""
         torch.manual_seed(self.recipe.train.seed)
-        model = FusedModel(self.recipe, len(self.labels), self.vocabulary)
+        return self.settled(FusedModel(self.recipe, len(self.labels), self.vocabulary))
+
+    def settled(self, model: Model) -> Model:
+        """The model, with what its encoders know of the training data before they learn."""
         if self.recipe.signal:
             settle(model.encoders["signal"], self.document["signal"])
         return model

@@ -38,10 +38,10 @@ def train_recipe(
 ) -> dict[str, Any]:
     """Train `settings` into `out`; `teachers` ({run, sha256}) go into run.json, `lessons` are what they teach."""
     data = settings.data
-    training = _readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
+    training = readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
     labels = label_names(training)
     _check_labels(settings, training, labels)
-    validation = _readable(settings, read_manifest(data.manifest, split="val", labels=labels))
+    validation = readable(settings, read_manifest(data.manifest, split="val", labels=labels))
     run = open_or_start(out, settings, labels, training, teachers)
     if "accuracy" in run.document:
         return _result(run)
@@ -63,7 +63,7 @@ def _result(run: Run) -> dict[str, Any]:
     return {"run": str(run.folder), "accuracy": run.document["accuracy"], "labels": list(run.labels)}
 
 
-def _readable(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+def readable(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     """The lines that have something for the model, which must find each of its modalities among them."""
     for modality in recipe.modalities:
         if not any(modality in example.sensors for example in examples):

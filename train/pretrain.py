@@ -1,0 +1,167 @@
+"""Pretrain a recipe's encoders without labels: `python train/pretrain.py RECIPE --out runs/p`, as `edgefuse pretrain`.
+
+What one line of the manifest shows, sounds and says belongs together: each encoder learns to tell the partner of its
+sensor among all distinct ones of the step (InfoNCE, van den Oord 2018, both ways and with a learned temperature as in
+CLIP, Radford 2021). A training starts from the run with `image.weights=runs/p`, and likewise for the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgefuse.runtime.bundle import SENSOR_TENSORS
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.manifest import Example, label_names, read_manifest
+from edgefuse.train.adapters import lora_adapters
+from edgefuse.train.data import Batch, Loader, TrainingSteps
+from edgefuse.train.devices import on_device
+from edgefuse.train.distributed import agreed, gathered, part_ways
+from edgefuse.train.fit import run_steps
+from edgefuse.train.losses import contrastive_loss, found_partners
+from edgefuse.train.model import new_encoders
+from edgefuse.train.recipe import Recipe, load_recipe
+from edgefuse.train.runs import Run, open_or_start
+from edgefuse.train.train import readable
+
+FIRST_TEMPERATURE, LEAST_TEMPERATURE = 0.07, 0.01  # CLIP's
+RETRIEVAL_BATCH = 256  # validation lines among whose sensors a partner is looked for
+
+
+class Aligner(nn.Module):
+    """The encoders of a recipe, and a projection of each into the space where they meet."""
+
+    def __init__(self, recipe: Recipe, vocabulary: int) -> None:
+        super().__init__()
+        self.encoders = new_encoders(recipe, vocabulary)
+        dims, shared = {m: encoder.dim for m, encoder in self.encoders.items()}, recipe.fusion.dim
+        self.project = nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(d), nn.Linear(d, shared)) for m, d in dims.items()})
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The embeddings [U, D] of a batch's distinct sensors; of several processes each encodes its share."""
+        tokens = {m: self.encoders[m](*(batch.inputs[name] for name in SENSOR_TENSORS[m])) for m in batch.index}
+        return {m: gathered(self.project[m](x.mean(dim=1)), batch.distinct(m)) for m, x in tokens.items()}
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosine similarities are multiplied by, 1 / temperature."""
+        return self.log_scale.clamp(max=-math.log(LEAST_TEMPERATURE)).exp()
+
+
+def pretrain(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
+    """Pretrain the encoders of a recipe into the folder `out`; the same call goes on where it stopped.
+
+    Returns:
+        {run, retrieval: {pair: share}}: how often the nearest sensor is a partner, among the sensors of 256 validation
+        lines, for each pair of modalities, both ways; no pairs where the manifest has no val lines.
+
+    Raises:
+        RecipeError: the recipe does not fit, or `out` holds a run of another recipe.
+        ManifestError: a line of the data cannot be used.
+    """
+    settings = _every_sensor(load_recipe(recipe, overrides))
+    data = settings.data
+    examples = read_manifest(data.manifest)
+    training = readable(settings, _paired(settings, read_manifest(data.manifest, split="train", limit=data.limit)))
+    validation = _paired(settings, [example for example in examples if example.split == "val"])
+    if settings.train.patience and not validation:
+        raise RecipeError(f"{data.manifest}: no val line to stop early by; add some, or set train.patience=0")
+    run = open_or_start(out, settings, (), training)
+    if "retrieval" in run.document:
+        return _result(run)
+    torch.manual_seed(settings.train.seed)
+    model = run.settled(Aligner(settings, run.vocabulary))
+    loader = Loader(settings, label_names(examples), run.text_tokenizer())
+    steps = TrainingSteps(settings, training, loader)
+    with lora_adapters(model, settings):
+        scores = run_steps(
+            model,
+            steps,
+            settings,
+            out,
+            loss=lambda batch: aligned_loss(model, batch),
+            score=lambda candidate: retrieval(candidate, loader, validation),
+        )
+    run.finish(model, {"retrieval": scores})
+    return _result(run)
+
+
+def aligned_loss(model: Aligner, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    """The mean contrastive loss over the pairs of modalities that the batch has, and its terms for the log."""
+    part_ways()
+    embeddings = model(batch)
+    losses, found = [], []
+    for first, second, paired in _pairs(batch, list(model.encoders)):
+        losses.append(contrastive_loss(embeddings[first], embeddings[second], paired, model.scale))
+        found.append(found_partners(embeddings[first], embeddings[second], paired))
+    if not losses:  # a step whose lines have one sensor each learns nothing
+        return 0.0 * model.log_scale, {}
+    loss = torch.stack(losses).mean()
+    return loss, {"contrast": float(loss.detach()), "found": fmean(found)}
+
+
+@torch.no_grad()
+def retrieval(model: Aligner, loader: Loader, examples: Sequence[Example]) -> dict[str, float]:
+    """For each pair of modalities ("image+text"), the share of sensors whose nearest one is a partner, 0..1."""
+    model.eval()
+    place = next(model.parameters()).device
+    shares: dict[str, list[float]] = defaultdict(list)
+    for start in range(0, len(examples), RETRIEVAL_BATCH):
+        part = examples[start : start + RETRIEVAL_BATCH]
+        present = [set(e.sensors) & set(model.encoders) for e in part]
+        batch = loader.batch(part, [e.audio for e in part], present).to(place)
+        with on_device(place):
+            embeddings = model(batch)
+        for first, second, paired in _pairs(batch, list(model.encoders)):
+            shares[f"{first}+{second}"].append(found_partners(embeddings[first], embeddings[second], paired))
+    model.train()
+    return agreed({pair: fmean(values) for pair, values in shares.items()})
+
+
+def _pairs(batch: Batch, modalities: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
+    """Every two modalities, and which of their distinct sensors a line shows together [U_first, U_second]."""
+    column = {m: number for number, m in enumerate(modalities)}
+    for first, second in itertools.combinations(batch.index, 2):
+        lines = (batch.presence[:, [column[first], column[second]]] > 0.5).all(dim=1)  # [B]
+        if lines.any():
+            paired = torch.zeros(batch.distinct(first), batch.distinct(second), dtype=torch.bool, device=lines.device)
+            paired[batch.index[first][lines], batch.index[second][lines]] = True
+            yield first, second, paired
+
+
+def _every_sensor(recipe: Recipe) -> Recipe:
+    """The recipe with all that a line has shown to the model: a sensor that is left out would have no partner."""
+    if len(recipe.modalities) < 2:
+        raise RecipeError(f"the recipe reads {recipe.modalities[0]} alone; pretraining pairs two sensors or more")
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"subsets": {}})})
+
+
+def _paired(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
+    """The lines that have two sensors or more."""
+    paired = [example for example in examples if len(set(example.sensors) & set(recipe.modalities)) > 1]
+    if examples and not paired:
+        names = ", ".join(recipe.modalities)
+        raise RecipeError(
+            f"{recipe.data.manifest}: no {examples[0].split} line has two of {names}; pretraining pairs them"
+        )
+    return paired
+
+
+def _result(run: Run) -> dict[str, Any]:
+    return {"run": str(run.folder), "retrieval": run.document["retrieval"]}
+
+
+if __name__ == "__main__":
+    from edgefuse.runtime.cli import main
+
+    main(["pretrain", *sys.argv[1:]])
