@@ -95,7 +95,7 @@ def rates(subject: Subject) -> tuple[Rows, Any]:
     same, free = found["ratio"], found["free_running_ratio"]
     return [
         _row("decisions per CPU second, one per reading, against every part every time", same, ">= 3", same >= 3),
-        _row("the same of a loop that decides as often as it can beside these sensors, computed", free, ">= 3", free >= 3),
+        _row("computed: the same of a loop that decides as often as it can", free, ">= 3", free >= 3),
         _row("answers identical to the last bit", found["identical"], "yes", found["identical"]),
     ], found
 
