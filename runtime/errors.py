@@ -8,6 +8,7 @@ EdgefuseError
 ├── EngineError        a compile that failed, or an engine that does not fit what is asked of it
 ├── BackendError       a device or a runtime that fails while it runs
 ├── SensorError        a camera, microphone or text source that cannot be opened, or stopped
+├── PeerError          processes that train together and do not find or lost each other
 ├── OptionError        an option of a call with a value that does not fit
 ├── WebError           a port or an address that the page cannot be served on
 ├── GateError          a model that lost more accuracy than its gate allows
@@ -48,6 +49,10 @@ class BackendError(EdgefuseError, RuntimeError):
 
 class SensorError(EdgefuseError, OSError):
     """A camera, microphone or text source that cannot be opened, or that stopped giving."""
+
+
+class PeerError(EdgefuseError, RuntimeError):
+    """Processes of one training that do not find each other, or one of which ended."""
 
 
 class OptionError(EdgefuseError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import os
 from typing import Any, NoReturn
 
 import typer
@@ -44,6 +45,8 @@ def run_verb(does: str, as_json: bool, *arguments: Any, **options: Any) -> None:
         _stop(1, f"{error.filename or 'a file'}: {error.strerror}; what was written before is untouched")
     except KeyboardInterrupt:
         _stop(130, "stopped; what was written so far is intact")
+    if os.environ.get("RANK", "0") != "0":  # one of many processes of a training; the first one speaks
+        return
     if as_json:
         typer.echo(json.dumps(result, default=_plain))
     else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
+from edgefuse.train.distributed import here
 from edgefuse.train.selection import Selection, below
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -26,12 +27,14 @@ class Checkpoint:
         self.path = folder / CHECKPOINT_FILE
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, selection: Selection) -> None:
-        """Write it, whole or not at all."""
+        """Write it, whole or not at all; of several processes, which are all alike, the first one does."""
+        if here().rank:
+            return
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         tensors |= {f"selection.{name}": value for name, value in selection.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
+        contiguous = {name: value.cpu().contiguous() for name, value in tensors.items()}
         metadata = {"step": str(step), "sha256": _sha256(contiguous, step)}
         write_atomic(self.path, save(contiguous, metadata=metadata))
 

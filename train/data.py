@@ -22,6 +22,7 @@ from edgefuse.runtime.errors import ManifestError, MediaError
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.preprocess import Tokenizer, prepared, sensors_of
 from edgefuse.train.corrupt import spoil_tensors, spoil_texts
+from edgefuse.train.distributed import ALONE, Place
 from edgefuse.train.model import specs_of
 from edgefuse.train.recipe import Recipe
 
@@ -38,15 +39,32 @@ class Batch:
     labels: Tensor  # [B] class numbers
     same_text: Tensor  # for each distinct sound, the row of the text it goes with, -1 where there is none [U_audio]
     where: tuple[str, ...] = ()  # "manifest.jsonl:17" of each line, by which a teacher's answers are found [B]
+    place: Place = ALONE  # whose share of the distinct sensors `inputs` holds; everything else is of all lines
+
+    def distinct(self, modality: str) -> int:
+        """How many distinct sensors U the lines have of a modality."""
+        return int(self.index[modality].max()) + 1
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on `device`."""
+        if device.type == "cpu":
+            return self
+        moved = {name: getattr(self, name).to(device) for name in ("presence", "labels", "same_text")}
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, index={m: x.to(device) for m, x in self.index.items()}, **moved)
 
 
 class Loader:
     """Decodes the sensors of manifest lines to the tensors a recipe's model takes."""
 
-    def __init__(self, recipe: Recipe, labels: Sequence[str], tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, recipe: Recipe, labels: Sequence[str], tokenizer: Tokenizer | None, place: Place = ALONE
+    ) -> None:
+        """Of each batch, `place` decodes its share of the distinct sensors."""
         self._recipe = recipe
         self._number = {label: i for i, label in enumerate(labels)}
         self._tokenizer = tokenizer
+        self.place = place
         self._sensors = sensors_of(specs_of(recipe), tokenizer)
         self._known_texts: dict[str, tuple[NDArray[np.int32], NDArray[np.int32]]] = {}
 
@@ -75,7 +93,8 @@ class Loader:
                     owner.append(example)
             if rows:
                 row_of[modality] = rows
-                inputs.update(self._load(modality, [str(value) for value in rows], owner))
+                own = self.place.share(len(rows))
+                inputs.update(self._load(modality, [str(value) for value in rows][own], owner[own]))
                 index[modality] = torch.tensor([rows.get(value, 0) for value in shown])
         presence = [[float(m in p) for m in self._recipe.modalities] for p in present]
         return Batch(
@@ -85,6 +104,7 @@ class Loader:
             labels=self.numbers(examples),
             same_text=_same_text(examples, sounds, row_of),
             where=tuple(example.where for example in examples),
+            place=self.place,
         )
 
     def numbers(self, examples: Sequence[Example]) -> Tensor:
@@ -154,7 +174,8 @@ class TrainingSteps(Dataset[Batch]):
         ]
         batch = self._batch(step, *zip(*lines, strict=True))
         if data.flip and "image" in batch.inputs:
-            mirrored = torch.tensor([draw.random() < 0.5 for _ in batch.inputs["image"]])[:, None, None, None]
+            own, count = batch.place.share(batch.distinct("image")), batch.distinct("image")
+            mirrored = torch.tensor([draw.random() < 0.5 for _ in range(count)])[own, None, None, None]
             image = batch.inputs["image"]
             batch.inputs["image"] = torch.where(mirrored, image.flip(2), image)
         return batch
@@ -168,6 +189,7 @@ class TrainingSteps(Dataset[Batch]):
             return self._loader.batch(examples, sounds, present)
         rng = np.random.default_rng(random.Random(f"{self._recipe.train.seed} spoil {step}").getrandbits(64))
         batch = self._loader.batch(spoil_texts(examples, augment, rng), sounds, present)
+        rng = rng.spawn(batch.place.rank)[-1] if batch.place.rank else rng  # the rows of each process are other ones
         return replace(batch, inputs=spoil_tensors(batch.inputs, augment, rng))
 
     def _draw_sounds(self, draw: random.Random, examples: Sequence[Example]) -> list[str | None]:

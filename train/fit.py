@@ -21,7 +21,7 @@ from edgefuse.train.adversarial import with_adversary
 from edgefuse.train.checkpoint import Checkpoint
 from edgefuse.train.data import Batch, Loader, TrainingSteps
 from edgefuse.train.devices import on_device, prepare
-from edgefuse.train.distributed import average_gradients, here
+from edgefuse.train.distributed import average_gradients
 from edgefuse.train.losses import balanced_weights, task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import Guide, batch_logits, batch_loss, validate

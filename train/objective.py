@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgefuse.runtime.manifest import Example
 from edgefuse.train.data import Batch, Loader
+from edgefuse.train.devices import on_device
+from edgefuse.train.distributed import agreed, gathered, part_ways
 from edgefuse.train.losses import accuracy, alignment_loss, task_loss
 from edgefuse.train.mixup import Mix
 from edgefuse.train.model import FusedModel
@@ -29,11 +31,15 @@ def batch_logits(model: FusedModel, batch: Batch) -> tuple[Tensor, dict[str, Ten
 def batch_fused(model: FusedModel, batch: Batch, mix: Mix | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """What the classifier reads [B, D], and the projected tokens [U, N, D] of the batch's distinct sensors.
 
-    Each distinct sensor is encoded once and gathered for the lines that share it; `mix` then mixes lines.
+    Each distinct sensor is encoded once and gathered for the lines that share it; `mix` then mixes lines. Of several
+    processes each encodes and fuses its share, and all of them return the whole.
     """
     distinct = _distinct_tokens(model, batch)
-    gathered = _gather(model, batch, distinct)
-    return model.head.embed(mix.tokens(gathered) if mix else gathered, batch.presence)[0], distinct
+    lines = _gather(model, batch, distinct)
+    tokens = mix.tokens(lines) if mix else lines
+    own = batch.place.share(len(batch.labels))
+    fused, _ = model.head.embed({m: x[own] for m, x in tokens.items()}, batch.presence[own])
+    return gathered(fused, len(batch.labels)), distinct
 
 
 def batch_loss(
@@ -45,6 +51,7 @@ def batch_loss(
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of one step, and its terms for the log; `class_weights` [C] are those of `task_loss`."""
     mix = Mix.draw(batch.presence, settings.mixup) if settings.mixup else None
+    part_ways()
     fused, distinct = batch_fused(model, batch, mix)
     logits = model.head.classify(fused)
 
@@ -70,19 +77,21 @@ def validate(
 ) -> dict[str, float]:
     """Accuracy on `examples` for each subset of sensors, 0..1."""
     model.eval()
+    place = next(model.parameters()).device
     correct = dict.fromkeys(subsets, 0.0)
     with torch.no_grad():
         for start in range(0, len(examples), VALIDATION_BATCH):
             part = examples[start : start + VALIDATION_BATCH]
             present = [set(e.sensors) & set(model.modalities) for e in part]
-            batch = loader.batch(part, [e.audio for e in part], present)
-            gathered = _gather(model, batch, _distinct_tokens(model, batch))
-            for name in subsets:
-                kept = torch.tensor([float(m in name.split("+")) for m in model.modalities])
-                logits, _ = model.head.fuse(gathered, batch.presence * kept)
-                correct[name] += accuracy(logits, batch.labels) * len(part)
+            batch = loader.batch(part, [e.audio for e in part], present).to(place)
+            with on_device(place):
+                lines = _gather(model, batch, _distinct_tokens(model, batch))
+                for name in subsets:
+                    kept = torch.tensor([float(m in name.split("+")) for m in model.modalities])
+                    logits, _ = model.head.fuse(lines, batch.presence * kept)
+                    correct[name] += accuracy(logits, batch.labels) * len(part)
     model.train()
-    return {name: value / len(examples) for name, value in correct.items()}
+    return agreed({name: value / len(examples) for name, value in correct.items()})
 
 
 def settle_norms(model: FusedModel, batch: Batch) -> None:
@@ -99,7 +108,9 @@ def settle_norms(model: FusedModel, batch: Batch) -> None:
 
 def _distinct_tokens(model: FusedModel, batch: Batch) -> dict[str, Tensor]:
     """The projected tokens [U, N, D] of the batch's distinct sensors."""
-    return {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
+    return {
+        m: gathered(model.head.project_tokens(m, model.encode(m, batch.inputs)), batch.distinct(m)) for m in batch.index
+    }
 
 
 def _gather(model: FusedModel, batch: Batch, distinct: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.errors import PeerError, RecipeError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.train.data import Loader, TrainingSteps
+from edgefuse.train.distributed import ALONE, first, here, joined
 from edgefuse.train.fit import fit
 from edgefuse.train.objective import Guide, settle_norms
 from edgefuse.train.recipe import Recipe, load_recipe
-from edgefuse.train.runs import Run, open_or_start
+from edgefuse.train.runs import RUN_FILE, Run, open_or_start
 
 # Training lines and labels to what a step learns beside them.
 Lessons = Callable[[Sequence[Example], tuple[str, ...]], Guide]
@@ -37,25 +38,37 @@ def train_recipe(
     settings: Recipe, out: Path, teachers: Sequence[dict[str, str]] = (), lessons: Lessons | None = None
 ) -> dict[str, Any]:
     """Train `settings` into `out`; `teachers` ({run, sha256}) go into run.json, `lessons` are what they teach."""
+    with joined():
+        return _train(settings, out, teachers, lessons)
+
+
+def _train(settings: Recipe, out: Path, teachers: Sequence[dict[str, str]], lessons: Lessons | None) -> dict[str, Any]:
     data = settings.data
-    training = readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
-    labels = label_names(training)
-    _check_labels(settings, training, labels)
-    validation = readable(settings, read_manifest(data.manifest, split="val", labels=labels))
-    run = open_or_start(out, settings, labels, training, teachers)
+    with first():
+        training = readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
+        labels = label_names(training)
+        _check_labels(settings, training, labels)
+        validation = readable(settings, read_manifest(data.manifest, split="val", labels=labels))
+        if here().rank and not (out / RUN_FILE).exists():
+            raise PeerError(
+                f"{out} is not the folder that rank 0 made; --out must lie where all machines see it"
+            )
+        run = open_or_start(out, settings, labels, training, teachers)
+        guide = lessons(training, labels) if lessons and "accuracy" not in run.document else None
     if "accuracy" in run.document:
         return _result(run)
     model = run.new_model()
-    loader = Loader(settings, labels, run.text_tokenizer())
+    loader = Loader(settings, labels, run.text_tokenizer(), here() if settings.train.epochs else ALONE)
     steps = TrainingSteps(settings, training, loader)
     subsets = list(settings.data.subsets) or ["+".join(settings.modalities)]
-    guide = lessons(training, labels) if lessons else None
     if settings.train.epochs:
         scores = fit(model, steps, loader, validation, subsets, settings, out, guide)
     else:
         scores = {}
         settle_norms(model, steps[0])
-    run.finish(model, {"accuracy": scores})
+    if here().rank == 0:
+        run.finish(model, {"accuracy": scores})
+    run.document["accuracy"] = scores
     return _result(run)
 
 
