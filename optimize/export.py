@@ -31,11 +31,8 @@ from edgefuse.runtime.bundle import (
     HEAD,
     SENSOR_TENSORS,
     TOKENIZER_FILE,
-    AudioSpec,
     BundleInfo,
-    ImageSpec,
     PartInfo,
-    TextSpec,
     TokenSpec,
     part_file,
     token_tensor,
@@ -44,9 +41,8 @@ from edgefuse.runtime.bundle import (
 from edgefuse.runtime.errors import BundleError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.train.data import Loader
-from edgefuse.train.frontends import SAMPLE_RATE
-from edgefuse.train.model import FusedModel, audio_samples
-from edgefuse.train.train import Run
+from edgefuse.train.model import FusedModel, specs_of
+from edgefuse.train.runs import Run
 
 OPSET = 18
 SAMPLES = 64  # validation lines that every part is compared on
@@ -111,7 +107,7 @@ def torch_parts(run: Path, info: BundleInfo) -> dict[str, Runner]:
     source = Run.open(run)
     model = source.trained_model()
     made = _contract(source, model)
-    if any(getattr(made, key) != getattr(info, key) for key in ("labels", "image", "audio", "text", "tokens")):
+    if any(getattr(made, key) != getattr(info, key) for key in ("labels", "specs", "tokens")):
         raise BundleError(f"{run} makes another model than this bundle; give the run that it was exported from")
     return {part: partial(_run_torch, *about) for part, about in _parts(model).items()}
 
@@ -224,9 +220,7 @@ def _contract(run: Run, model: FusedModel) -> BundleInfo:
     return BundleInfo(
         name=recipe.name,
         labels=run.labels,
-        image=ImageSpec(height=recipe.image.height, width=recipe.image.width) if recipe.image else None,
-        audio=AudioSpec(sample_rate=SAMPLE_RATE, samples=audio_samples(recipe)) if recipe.audio else None,
-        text=TextSpec(max_tokens=recipe.text.max_tokens) if recipe.text else None,
+        **specs_of(recipe),
         tokens={m: TokenSpec(count=e.count, dim=e.dim) for m, e in model.encoders.items()},
         parts={"fp32": {part: PartInfo(file=part_file("fp32", part), precision="fp32") for part in _parts(model)}},
         lineage={

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
 from edgefuse.optimize.graph import FLOAT, FLOAT16, Graph
+from edgefuse.runtime.bundle import MODALITY_TABLE
 
-SENSORS_WITH_FRONT_END = ("image", "audio")  # ids and masks have no arithmetic before the first weight
+# Ids and masks have no arithmetic before the first weight.
+SENSORS_WITH_FRONT_END = {name for row in MODALITY_TABLE.values() if row.has_front_end for name in row.tensors}
 TRAINED = frozenset({"Conv", "MatMul", "Gemm", "LayerNormalization", "BatchNormalization"})
 LARGEST_FP16 = 65504.0
 SMALLEST_FP16 = 2.0**-24
@@ -30,7 +32,7 @@ def front_end(graph: Graph) -> set[str]:
     no Log comes after it. For pictures the front end is the cast and the pixel normalisation: FP16 would round each
     pixel twice, and a fused kernel computes it in FP32 for nothing.
 
-    A node belongs to it when all its inputs are constants, `image`, `audio`, or outputs of nodes that belong to it.
+    A node belongs to it when all its inputs are constants, a sensor's tensor, or outputs of nodes that belong to it.
     """
     before_log = _ancestors(graph, [node for node in graph.nodes if node.op_type == "Log"])
     inside = {name for name in graph.inputs if name in SENSORS_WITH_FRONT_END}

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,12 +24,8 @@ SCHEMA_VERSION = 1
 CONTRACT_FILE = "bundle.json"
 TOKENIZER_FILE = "tokenizer.json"
 
-MODALITIES = ("image", "audio", "text")  # the order of the columns of `presence` and `weights`
 HEAD = "head"
 PART_SETS = ("fp32", "trt", "cpu")  # the reference; strongly typed for TensorRT; fastest on ONNX Runtime's CPU
-SENSOR_TENSORS = {"image": ("image",), "audio": ("audio",), "text": ("input_ids", "attention_mask")}
-
-Modality = Literal["image", "audio", "text"]
 
 
 def token_tensor(modality: str) -> str:
@@ -66,6 +62,43 @@ class TextSpec(_Frozen):
     max_tokens: int = Field(gt=0)
 
 
+class SignalSpec(_Frozen):
+    """What the signal encoder takes: float32 rows in the sensors' own units, [B, steps, len(features)]."""
+
+    steps: int = Field(gt=0)  # the newest rows
+    features: tuple[str, ...] = Field(min_length=1)  # names of the columns
+    rate_hz: float = Field(gt=0, allow_inf_nan=False)  # rows a second
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> SignalSpec:
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"features has a name twice: {', '.join(self.features)}")
+        return self
+
+
+class Modality(NamedTuple):
+    """All that stages other than the encoder itself know of a modality."""
+
+    title: str  # how people call it
+    spec: type[_Frozen]  # its section of the contract, under the modality's name
+    tensors: tuple[str, ...]  # what its encoder takes
+    suffix: str | None  # of a recording's files; None: recordings and manifests say it in words
+    option: str  # of `edgefuse run` that gives it
+    limit_ms: float | None  # age from which the loop holds a reading for missing; None: until it is replaced
+    has_front_end: bool  # arithmetic on the sensor's units before the first weight, which stays FP32
+
+
+# A row's name is its key in manifests, recipes and contracts; the order is that of the columns of `presence`.
+MODALITY_TABLE = {
+    "image": Modality("Picture", ImageSpec, ("image",), ".png", "camera", 1000.0, True),
+    "audio": Modality("Sound", AudioSpec, ("audio",), ".wav", "mic", 1000.0, True),
+    "text": Modality("Text", TextSpec, ("input_ids", "attention_mask"), None, "text", None, False),
+    "signal": Modality("Signal", SignalSpec, ("signal",), ".npy", "signal", 1000.0, True),
+}
+MODALITIES = tuple(MODALITY_TABLE)
+SENSOR_TENSORS = {name: row.tensors for name, row in MODALITY_TABLE.items()}
+
+
 class TokenSpec(_Frozen):
     """Shape of the tokens a modality hands to the head: [B, count, dim]."""
 
@@ -90,7 +123,8 @@ class BundleInfo(_Frozen):
     image: ImageSpec | None = None
     audio: AudioSpec | None = None
     text: TextSpec | None = None
-    tokens: dict[Modality, TokenSpec]
+    signal: SignalSpec | None = None
+    tokens: dict[str, TokenSpec]
     parts: dict[str, dict[str, PartInfo]]  # part set -> part -> graph
     lineage: dict[str, Any] = Field(default_factory=dict)  # recipe, data fingerprint, versions
     quality: dict[str, Any] = Field(default_factory=dict)  # measured on validation data
@@ -106,7 +140,12 @@ class BundleInfo(_Frozen):
     @property
     def modalities(self) -> tuple[str, ...]:
         """The modalities of this model, in the order of the `presence` columns."""
-        return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+        return tuple(self.specs)
+
+    @property
+    def specs(self) -> dict[str, Any]:
+        """Modality -> what its encoder takes, an instance of the table's `spec`."""
+        return {m: spec for m in MODALITIES if (spec := getattr(self, m)) is not None}
 
 
 class Bundle:
@@ -206,7 +245,7 @@ def write_bundle(folder: str | Path, info: BundleInfo, files: Mapping[str, bytes
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _finish_commit(folder)
-        commit(folder, files, CONTRACT_FILE, info.model_dump_json(indent=2).encode())
+        commit(folder, files, CONTRACT_FILE, _contract_bytes(info))
     except OSError as error:
         raise BundleError(
             f"{folder} could not be written ({error.strerror}); free some space or choose another folder; "
@@ -214,6 +253,12 @@ def write_bundle(folder: str | Path, info: BundleInfo, files: Mapping[str, bytes
         ) from None
     _finish_commit(folder)
     return Bundle(folder, info)
+
+
+def _contract_bytes(info: BundleInfo) -> bytes:
+    """Without the modalities that the model lacks, so that an edgefuse that does not know them reads it too."""
+    lacking = set(MODALITIES) - set(info.modalities)
+    return info.model_dump_json(indent=2, exclude=lacking).encode()
 
 
 def _finish_commit(folder: Path) -> None:

@@ -15,7 +15,17 @@ import typer
 
 from edgefuse.runtime.data_verbs import data
 from edgefuse.runtime.run_command import run
-from edgefuse.runtime.shared_options import AudioFile, Backend, BundlePath, ImageFile, Json, PartDir, Text, Threads
+from edgefuse.runtime.shared_options import (
+    AudioFile,
+    Backend,
+    BundlePath,
+    ImageFile,
+    Json,
+    PartDir,
+    SignalFile,
+    Text,
+    Threads,
+)
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -35,6 +45,7 @@ class Sensor(str, Enum):
     image = "image"
     audio = "audio"
     text = "text"
+    signal = "signal"
 
 
 class TrtVersion(str, Enum):
@@ -92,6 +103,18 @@ def train(
 
 
 @app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
+    as_json: Json = False,
+) -> None:
+    """Pretrain a recipe's encoders on lines without labels; a training starts from them by image.weights=RUN."""
+    run_verb("train.pretrain:pretrain", as_json, recipe, overrides or [], out)
+
+
+@app.command()
 def distill(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
@@ -121,6 +144,24 @@ def compare(
     run_verb(
         "train.compare:compare", as_json, recipe, overrides or [], teacher, out, size=size, seeds=seeds, quick=quick
     )
+
+
+@app.command()
+def crossval(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of all runs; the same call goes on where it stopped.")],
+    kinds: Annotated[
+        str, typer.Option(help="Fusions to compare, with commas.")
+    ] = "concat,sum,weighted,gated,low_rank,attention,bottleneck",
+    folds: Annotated[int, typer.Option(min=2, help="Parts of the training lines; each is tested on once.")] = 5,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="those of the recipe")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the fusion by stratified cross-validation: mean, deviation and a paired test against the best."""
+    options = {"kinds": kinds.split(","), "folds": folds, "epochs": epochs}
+    run_verb("train.crossval:crossval", as_json, recipe, overrides or [], out, **options)
 
 
 @app.command()
@@ -224,14 +265,16 @@ def predict(
     image: ImageFile = None,
     audio: AudioFile = None,
     text: Text = None,
+    signal: SignalFile = None,
     part_dir: PartDir = None,
     backend: Backend = None,
     threads: Threads = 0,
     as_json: Json = False,
 ) -> None:
     """Answer once, from any subset of the sensors."""
+    sensors = {"image": image, "audio": audio, "text": text, "signal": signal}
     options = {"part_set": part_dir, "backend": backend, "threads": threads}
-    run_verb("runtime.predictor:predict_once", as_json, bundle, image=image, audio=audio, text=text, **options)
+    run_verb("runtime.predictor:predict_once", as_json, bundle, **sensors, **options)
 
 
 @app.command()
@@ -240,6 +283,7 @@ def explain(
     image: ImageFile = None,
     audio: AudioFile = None,
     text: Text = None,
+    signal: SignalFile = None,
     label: Annotated[str | None, typer.Option(help="Label to explain.", show_default="the best one")] = None,
     out: Annotated[Path | None, typer.Option(help="Page or picture to write, as .html or .png.")] = None,
     part_dir: PartDir = None,
@@ -248,8 +292,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """What one answer hangs on, in log-odds: each sensor, patch of the picture, moment of the sound and word."""
+    sensors = {"image": image, "audio": audio, "text": text, "signal": signal}
     options = {"label": label, "out": out, "part_set": part_dir, "backend": backend, "threads": threads}
-    run_verb("runtime.explain:explain", as_json, bundle, image=image, audio=audio, text=text, **options)
+    run_verb("runtime.explain:explain", as_json, bundle, **sensors, **options)
 
 
 @app.command("eval")

@@ -21,8 +21,8 @@ from edgefuse.runtime.explain_page import page
 from edgefuse.runtime.explain_picture import picture
 from edgefuse.runtime.explanation import Explanation
 from edgefuse.runtime.files import write_atomic
-from edgefuse.runtime.predictor import Audio, Image, Predictor
-from edgefuse.runtime.preprocess import MASK_TOKEN
+from edgefuse.runtime.predictor import Audio, Image, Predictor, Signal
+from edgefuse.runtime.tokenizer import MASK_TOKEN
 
 FORMS = {".html": page, ".png": picture}
 Measured = TypeVar("Measured")
@@ -34,13 +34,14 @@ def explain(
     image: Image | None = None,
     audio: Audio | None = None,
     text: str | None = None,
+    signal: Signal | None = None,
     label: str | None = None,
     out: str | Path | None = None,
     part_set: str | None = None,
     backend: str | None = None,
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Explain what a bundle answers to one picture, sound and text, any of which may be missing.
+    """Explain what a bundle answers to one picture, sound, text and signal, any of which may be missing.
 
     Args:
         label: what to explain; None takes the best one.
@@ -57,7 +58,7 @@ def explain(
     if out is not None and Path(out).suffix.lower() not in FORMS:
         raise MediaError(f"{out}: an explanation is written as {' or '.join(FORMS)}; change the end of its name")
     opened = Bundle.open(bundle)
-    sensors = {"image": image, "audio": audio, "text": text}
+    sensors = {"image": image, "audio": audio, "text": text, "signal": signal}
     with open_backend(opened, backend, threads, part_set) as device:
         predictor = Predictor(opened, device)
         decoded = {m: predictor.preprocessor.decode(m, value) for m, value in sensors.items() if value is not None}

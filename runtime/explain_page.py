@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgefuse.runtime.bundle import AudioSpec, BundleInfo, ImageSpec
+from edgefuse.runtime.bundle import MODALITY_TABLE, AudioSpec, BundleInfo, ImageSpec
 from edgefuse.runtime.explanation import (
     METHOD,
     Explanation,
@@ -32,7 +32,6 @@ from edgefuse.runtime.media import Pcm, Pixels
 from edgefuse.runtime.preprocess import fit_audio, to_rate
 
 TEMPLATE = "explain.html"
-NAMES = {"image": "Picture", "audio": "Sound", "text": "Text"}
 MOST = 0.4  # opacity of full colour: letters on it keep a contrast of 4.5
 COLUMNS, HEIGHT = 400, 100  # of the drawn sound
 UNREAD = 12  # words behind the end of what is read that are still shown
@@ -90,9 +89,7 @@ def _sensors(told: Explanation) -> str:
     rows = [end("No sensor", told.baseline_logit)]
     for (modality, value), start, stop in zip(told.shapley.items(), steps[:-1], steps[1:], strict=True):
         bar = f'<i class="{_side(value)}" style="{place(min(start, stop))};width:{100 * abs(value) / span:.2f}%"></i>'
-        rows.append(
-            f'<li><span>{NAMES[modality]}</span><div class="track">{even}{bar}</div><b>{signed(value)}</b></li>'
-        )
+        rows.append(row(MODALITY_TABLE[modality].title, bar, value))
     rows.append(end("All", told.logit))
     note = f"{about_sensors(told)} The dashed line is even odds."
     return _section("Sensors", f'<ul class="bars">{"".join(rows)}</ul>', note, wide=True)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.runtime.bundle import AudioSpec, BundleInfo, ImageSpec
+from edgefuse.runtime.bundle import MODALITY_TABLE, AudioSpec, BundleInfo, ImageSpec
 from edgefuse.runtime.explanation import (
     METHOD,
     Explanation,
@@ -31,7 +31,6 @@ from edgefuse.runtime.preprocess import fit_audio, to_rate
 WIDTH, MARGIN, GAP = 1040, 40, 16  # px
 INK, SOFT, TRACK, SHEET = (26, 31, 39), (82, 92, 105), (236, 239, 243), (255, 255, 255)  # RGB
 FONT = cv2.FONT_HERSHEY_SIMPLEX
-NAMES = {"image": "Picture", "audio": "Sound", "text": "Text"}
 SOUND_PX, BAR_PX, WORD_PX = 140, 34, 62  # heights
 MOST = 0.6  # opacity of full colour
 
@@ -72,7 +71,7 @@ def _sensors(told: Explanation) -> Canvas:
 
     rows = [("No sensor", told.baseline_logit, steps[0], steps[0], SOFT)]
     for (modality, value), (start, stop) in zip(told.shapley.items(), pairwise(steps), strict=True):
-        rows.append((NAMES[modality], value, start, stop, _tone(value)))
+        rows.append((MODALITY_TABLE[modality].title, value, start, stop, _tone(value)))
     rows.append(("All", told.logit, steps[-1], steps[-1], SOFT))
     canvas = _blank((BAR_PX + 6) * len(rows))
     for number, (name, value, start, stop, tone) in enumerate(rows):

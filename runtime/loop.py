@@ -15,12 +15,12 @@ from types import TracebackType
 import numpy as np
 
 from edgefuse.runtime.backend import Backend, Outcome, Tensors
-from edgefuse.runtime.bundle import BundleInfo
+from edgefuse.runtime.bundle import MODALITY_TABLE, BundleInfo
 from edgefuse.runtime.decision import Decision, Notice
 from edgefuse.runtime.keeper import Keeper
 from edgefuse.runtime.mailbox import Mailbox
 
-LIMITS_MS: dict[str, float | None] = {"image": 1000.0, "audio": 1000.0, "text": None}  # None: until it is replaced
+LIMITS_MS = {modality: row.limit_ms for modality, row in MODALITY_TABLE.items()}  # None: until it is replaced
 LOOK_AROUND_S = 0.5  # longest sleep, so that a stop is noticed
 
 

@@ -1,6 +1,7 @@
-"""The manifest: JSON lines that name a picture, a sound, a text and a label; any sensor may be absent in any line.
+"""The manifest: JSON lines that name what sensors gave and a label; any sensor may be absent in any line.
 
 {"image": "a.jpg", "audio": "a.wav", "text": "...", "label": "yes", "split": "train", "answer_type": "yes/no"}
+{"signal": "a.csv", "label": "brake"}
 
 Paths are relative to the manifest. `split` is "train" unless said; `answer_type` is a free name that results are
 grouped by.
@@ -11,16 +12,17 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgefuse.runtime.bundle import MODALITIES, MODALITY_TABLE
 from edgefuse.runtime.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
-_SENSORS = ("image", "audio", "text")
-_KEYS = (*_SENSORS, "label", "split", "answer_type")
+_FILES = tuple(modality for modality, row in MODALITY_TABLE.items() if row.suffix is not None)
+_KEYS = (*MODALITIES, "label", "split", "answer_type")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,12 @@ class Example:
     label: str | None  # absent in data that is to be labelled
     split: str
     answer_type: str | None
+    signal: str | None = None  # path of a table of numbers
 
     @property
     def sensors(self) -> tuple[str, ...]:
         """The modalities that this line has."""
-        return tuple(sensor for sensor in _SENSORS if getattr(self, sensor) is not None)
+        return tuple(sensor for sensor in MODALITIES if getattr(self, sensor) is not None)
 
 
 def read_manifest(
@@ -73,6 +76,21 @@ def read_manifest(
     if limit is not None and limit < len(chosen):
         chosen = [chosen[index * len(chosen) // limit] for index in range(limit)]
     return chosen
+
+
+def check_lines(path: Path) -> Iterator[Example | ManifestError]:
+    """Every line as an example, or as what is wrong with it, for whoever wants to hear of all mistakes at once.
+
+    Raises:
+        ManifestError: the file cannot be read.
+    """
+    known_files: dict[str, bool] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if line.strip():
+            try:
+                yield _parse_line(f"{path}:{number}", line, path.parent, None, known_files)
+            except ManifestError as error:
+                yield error
 
 
 def read_lines(path: Path) -> list[str]:
@@ -119,7 +137,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         row = (example.image and Path(example.image).name, example.audio and Path(example.audio).name)
-        digest.update(json.dumps([*row, example.text, example.label, example.split]).encode())
+        later = [Path(example.signal).name] if example.signal else []  # a line without one keeps the hash it always had
+        digest.update(json.dumps([*row, example.text, example.label, example.split, *later]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -134,21 +153,20 @@ def _parse_line(
             problem = "not valid Unicode" if value.strip() else "empty"
             raise ManifestError(f"{where}: {key} is {problem}; leave the key out where there is none")
     _check_values(where, row, labels)
-    paths = {sensor: existing_file(where, sensor, row.get(sensor), root, known_files) for sensor in ("image", "audio")}
+    paths = {sensor: existing_file(where, sensor, row.get(sensor), root, known_files) for sensor in _FILES}
     return Example(
         where=where,
-        image=paths["image"],
-        audio=paths["audio"],
         text=row.get("text"),
         label=row.get("label"),
         split=row.get("split") or "train",
         answer_type=row.get("answer_type"),
+        **paths,
     )
 
 
 def _check_values(where: str, row: dict[str, Any], labels: Collection[str] | None) -> None:
-    if all(row.get(sensor) is None for sensor in _SENSORS):
-        raise ManifestError(f"{where}: no sensor; give at least one of image, audio, text")
+    if all(row.get(sensor) is None for sensor in MODALITIES):
+        raise ManifestError(f"{where}: no sensor; give at least one of {', '.join(MODALITIES)}")
     split = row.get("split") or "train"
     if split not in SPLITS:
         raise ManifestError(f"{where}: split {split!r} is unknown; allowed: {', '.join(SPLITS)}")

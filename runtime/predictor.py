@@ -20,9 +20,11 @@ from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.errors import MediaError
 from edgefuse.runtime.media import Pcm, Pixels
 from edgefuse.runtime.preprocess import Preprocessor
+from edgefuse.runtime.signals import Rows
 
 Image = str | Path | Pixels  # a picture file, or uint8 RGB [H, W, 3] in 0..255
 Audio = str | Path | Pcm  # a sound file, or float32 mono PCM [T] in [-1, 1] at the bundle's sample rate
+Signal = str | Path | Rows  # a .csv or .npy file, or float32 rows [n, F] in the sensors' units, the newest last
 Floats = NDArray[np.float32]
 
 
@@ -44,15 +46,22 @@ class Predictor:
         self.preprocessor = Preprocessor(bundle)
         self._backend = backend
 
-    def predict(self, *, image: Image | None = None, audio: Audio | None = None, text: str | None = None) -> Answer:
-        """The answer to one picture, sound and text, any of which may be missing.
+    def predict(
+        self,
+        *,
+        image: Image | None = None,
+        audio: Audio | None = None,
+        text: str | None = None,
+        signal: Signal | None = None,
+    ) -> Answer:
+        """The answer to one picture, sound, text and signal, any of which may be missing.
 
         Parts are loaded before the clock starts, so `stages_ms` holds work only.
 
         Raises:
             MediaError: nothing given, a sensor that the model does not have, or something that cannot be decoded.
         """
-        sensors: dict[str, Any] = {"image": image, "audio": audio, "text": text}
+        sensors: dict[str, Any] = {"image": image, "audio": audio, "text": text, "signal": signal}
         given = {modality: value for modality, value in sensors.items() if value is not None}
         if not given:
             raise MediaError(f"no sensor given; this model takes: {', '.join(self.info.modalities)}")
@@ -104,6 +113,7 @@ def predict_once(
     image: Image | None = None,
     audio: Audio | None = None,
     text: str | None = None,
+    signal: Signal | None = None,
     part_set: str | None = None,
     backend: str | None = None,
     threads: int = 0,
@@ -115,7 +125,7 @@ def predict_once(
     """
     opened = Bundle.open(bundle)
     with open_backend(opened, backend, threads, part_set) as device:
-        return asdict(Predictor(opened, device).predict(image=image, audio=audio, text=text))
+        return asdict(Predictor(opened, device).predict(image=image, audio=audio, text=text, signal=signal))
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -6,24 +6,22 @@ log-mel) is a layer of the graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 import soxr
 from numpy.typing import NDArray
-from tokenizers import Tokenizer as _WordPiece
 
 from edgefuse.runtime.backend import Tensors
-from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE, Bundle
-from edgefuse.runtime.errors import BundleError, MediaError
+from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE, AudioSpec, Bundle, ImageSpec, TextSpec
+from edgefuse.runtime.errors import MediaError
 from edgefuse.runtime.media import Pcm, Pixels, decode_audio, decode_image, read_media
-
-PAD_TOKEN, MASK_TOKEN = "[PAD]", "[MASK]"
-
-Decoded = Pixels | tuple[Pcm, int] | str  # a picture; a sound and its rate in Hz; a text
+from edgefuse.runtime.signals import Signals
+from edgefuse.runtime.tokenizer import Tokenizer as Tokenizer  # with the preprocessor is where users look for it
 
 
 def load_image(path: str | Path, height: int, width: int) -> Pixels:
@@ -84,62 +82,98 @@ def fill_audio(pcm: Pcm, into: Pcm) -> None:
     into[kept:] = 0.0
 
 
-class Tokenizer:
-    """WordPiece ids of fixed length, from the bundle's tokenizer.json.
+class Sensor(Protocol):
+    """What stands between the raw values of a modality and the tensors of its encoder."""
 
-    Args:
-        document: the content of a tokenizer.json.
-        max_tokens: length that every text is cut or padded to.
-
-    Raises:
-        BundleError: the document is not a tokenizer, or has no [PAD] token.
-    """
-
-    def __init__(self, document: bytes, max_tokens: int) -> None:
-        try:
-            self._pieces = _WordPiece.from_str(document.decode())
-        except Exception as error:  # tokenizers raises bare Exception
-            raise BundleError(f"tokenizer.json cannot be read ({error}); export the bundle again") from None
-        pad_id = self._pieces.token_to_id(PAD_TOKEN)
-        if pad_id is None:
-            raise BundleError(f"tokenizer.json has no {PAD_TOKEN} token; use a WordPiece tokenizer")
-        self.pad_id = int(pad_id)
-        self.mask_id: int | None = self._pieces.token_to_id(MASK_TOKEN)
-        self._pieces.enable_truncation(max_tokens)
-        self._pieces.enable_padding(length=max_tokens, pad_id=pad_id, pad_token=PAD_TOKEN)
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return int(self._pieces.get_vocab_size())
-
-    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Ids and attention mask of `texts`, int32 [B, max_tokens] each.
+    def decode(self, value: Any) -> Any:
+        """A file as an array, or `value` itself if it is that.
 
         Raises:
-            MediaError: a text holds half a surrogate pair, as bytes that are not UTF-8 do on the command line.
+            MediaError: it cannot be decoded, or has the wrong type or shape.
         """
-        try:
-            encodings = self._pieces.encode_batch(list(texts))
-        except TypeError:
-            raise MediaError("a text is not valid Unicode; give it as UTF-8") from None
-        ids = np.array([encoding.ids for encoding in encodings], np.int32)  # [B, L]
-        mask = np.array([encoding.attention_mask for encoding in encodings], np.int32)  # [B, L]
-        return ids, mask
+        ...
 
-    def words(self, text: str) -> list[tuple[str, list[int]]]:
-        """Each word of `text` with the places of its pieces among the ids; none where the text is cut before it."""
-        encoding = self._pieces.encode(text)
-        spans: dict[int, list[int]] = {}  # word -> where it begins and ends in the text
-        places: dict[int, list[int]] = {}
-        for part in (encoding, *encoding.overflowing):
-            for place, (word, (start, end)) in enumerate(zip(part.word_ids, part.offsets, strict=True)):
-                if word is None:  # padding, [CLS], [SEP]
-                    continue
-                span = spans.setdefault(word, [start, end])
-                span[:] = min(span[0], start), max(span[1], end)
-                places.setdefault(word, []).extend([place] if part is encoding else [])
-        return [(text[slice(*spans[word])], places[word]) for word in spans]
+    def empty(self) -> dict[str, NDArray[Any]]:
+        """Zeros as the encoder takes them, batch of one."""
+        ...
+
+    def fill(self, decoded: Any, tensors: Tensors) -> None:
+        """Fit what `decode` returned to the model."""
+        ...
+
+
+class Pictures:
+    """What stands between a picture and the tensor of the image encoder."""
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self._spec = spec
+
+    def decode(self, value: Any) -> Pixels:
+        """Pixels of a file, or `value` itself if it is that."""
+        if isinstance(value, (str, Path)):
+            return decode_image(read_media(value), str(value))
+        if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
+            raise MediaError(f"image: found {_kind(value)}; give a path or uint8 RGB [H, W, 3]")
+        if not value.size:
+            raise MediaError(f"image: found no pixels ({_kind(value)}); give a path or uint8 RGB [H, W, 3]")
+        return value
+
+    def empty(self) -> dict[str, NDArray[Any]]:
+        """Black."""
+        return {"image": np.zeros((1, self._spec.height, self._spec.width, 3), np.uint8)}  # [1, H, W, 3]
+
+    def fill(self, decoded: Pixels, tensors: Tensors) -> None:
+        """Stretch it."""
+        fill_image(decoded, tensors["image"][0])
+
+
+class Sounds:
+    """What stands between a sound and the tensor of the audio encoder."""
+
+    def __init__(self, spec: AudioSpec) -> None:
+        self._spec = spec
+
+    def decode(self, value: Any) -> tuple[Pcm, int]:
+        """PCM of a file and its rate in Hz, or `value` itself at the model's rate."""
+        if isinstance(value, (str, Path)):
+            return decode_audio(read_media(value), str(value))
+        if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1 or not value.size:
+            raise MediaError(f"audio: found {_kind(value)}; give a path or float32 mono PCM [T] in [-1, 1]")
+        if not np.isfinite(value).all():
+            raise MediaError("audio: the sound holds NaN or infinite samples; record it again")
+        return value, self._spec.sample_rate
+
+    def empty(self) -> dict[str, NDArray[Any]]:
+        """Silence."""
+        return {"audio": np.zeros((1, self._spec.samples), np.float32)}  # [1, T]
+
+    def fill(self, decoded: tuple[Pcm, int], tensors: Tensors) -> None:
+        """Resample it, and cut or pad it at its end."""
+        pcm, rate = decoded
+        fill_audio(_resampled(pcm, rate, self._spec.sample_rate), tensors["audio"][0])
+
+
+class Texts:
+    """What stands between a text and the tensors of the text encoder."""
+
+    def __init__(self, spec: TextSpec, tokenizer: Tokenizer) -> None:
+        self._spec = spec
+        self._tokenizer = tokenizer
+
+    def decode(self, value: Any) -> str:
+        """The text itself."""
+        if not isinstance(value, str) or not value.strip():
+            raise MediaError(f"text: found {value!r}; give words, or leave the text out")
+        return value
+
+    def empty(self) -> dict[str, NDArray[Any]]:
+        """No token."""
+        return {name: np.zeros((1, self._spec.max_tokens), np.int32) for name in SENSOR_TENSORS["text"]}  # [1, L] each
+
+    def fill(self, decoded: str, tensors: Tensors) -> None:
+        """Write its ids and mask."""
+        for name, values in zip(SENSOR_TENSORS["text"], self._tokenizer.encode([decoded]), strict=True):
+            tensors[name][:] = values  # [1, L]
 
 
 class Preprocessor:
@@ -149,35 +183,26 @@ class Preprocessor:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self._info = info = bundle.info
+        info = bundle.info
         self.tokenizer = Tokenizer(bundle.read(TOKENIZER_FILE), info.text.max_tokens) if info.text else None
+        self._sensors = sensors_of(info.specs, self.tokenizer)
 
-    def decode(self, modality: str, value: Any) -> Decoded:
+    def decode(self, modality: str, value: Any) -> Any:
         """Decode a file, or check what is decoded already.
 
         Args:
-            modality: "image", "audio" or "text".
-            value: a path; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at the model's rate; or str.
+            modality: one of MODALITIES.
+            value: a path; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at the model's rate; or str;
+                or float32 rows [n, F].
 
         Raises:
             MediaError: the value cannot be decoded, has the wrong type or shape, or the model lacks the modality.
         """
-        from_file = isinstance(value, (str, Path))
-        if modality == "image" and self._info.image is not None:
-            return decode_image(read_media(value), str(value)) if from_file else _checked_pixels(value)
-        if modality == "audio" and self._info.audio is not None:
-            if from_file:
-                return decode_audio(read_media(value), str(value))
-            return _checked_pcm(value), self._info.audio.sample_rate
-        if modality == "text" and self._info.text is not None:
-            return _checked_text(value)
-        raise self._unknown(modality)
+        return self._sensor(modality).decode(value)
 
     def prepare(self, modality: str, decoded: Any) -> dict[str, NDArray[Any]]:
         """Fit what `decode` returned to the model: the tensors of the modality's part, with a batch of one."""
-        tensors = self.empty(modality)
-        self.fill(modality, decoded, tensors)
-        return tensors
+        return prepared(self._sensor(modality), decoded)
 
     def empty(self, modality: str) -> dict[str, NDArray[Any]]:
         """Zeros in the shapes and types that the modality's part takes, with a batch of one, for `fill`.
@@ -185,49 +210,34 @@ class Preprocessor:
         Raises:
             MediaError: the model lacks the modality.
         """
-        if modality == "image" and (image := self._info.image):
-            return {"image": np.zeros((1, image.height, image.width, 3), np.uint8)}  # [1, H, W, 3]
-        if modality == "audio" and (audio := self._info.audio):
-            return {"audio": np.zeros((1, audio.samples), np.float32)}  # [1, T]
-        if modality == "text" and (text := self._info.text):
-            return {name: np.zeros((1, text.max_tokens), np.int32) for name in SENSOR_TENSORS["text"]}  # [1, L] each
-        raise self._unknown(modality)
+        return self._sensor(modality).empty()
 
     def fill(self, modality: str, decoded: Any, tensors: Tensors) -> None:
         """As `prepare`, written into tensors of `empty`: pictures and sound at the model's rate need no new array."""
-        if modality == "image":
-            fill_image(decoded, tensors["image"][0])
-        elif modality == "audio" and (audio := self._info.audio):
-            pcm, rate = decoded
-            fill_audio(_resampled(pcm, rate, audio.sample_rate), tensors["audio"][0])
-        elif self.tokenizer:
-            for name, values in zip(SENSOR_TENSORS[modality], self.tokenizer.encode([decoded]), strict=True):
-                tensors[name][:] = values  # [1, L]
+        self._sensor(modality).fill(decoded, tensors)
 
-    def _unknown(self, modality: str) -> MediaError:
-        return MediaError(f"this model has no {modality} encoder; it takes: {', '.join(self._info.modalities)}")
+    def _sensor(self, modality: str) -> Sensor:
+        if modality not in self._sensors:
+            raise MediaError(f"this model has no {modality} encoder; it takes: {', '.join(self._sensors)}")
+        return self._sensors[modality]
 
 
-def _checked_pixels(value: Any) -> Pixels:
-    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
-        raise MediaError(f"image: found {_kind(value)}; give a path or uint8 RGB [H, W, 3]")
-    if not value.size:
-        raise MediaError(f"image: found no pixels ({_kind(value)}); give a path or uint8 RGB [H, W, 3]")
-    return value
+def sensors_of(specs: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Sensor]:
+    """Modality -> what makes its tensors, for what a model takes (see `BundleInfo.specs`)."""
+    kinds: dict[str, Callable[[Any], Sensor]] = {
+        "image": Pictures,
+        "audio": Sounds,
+        "text": partial(Texts, tokenizer=tokenizer),
+        "signal": Signals,
+    }
+    return {modality: kinds[modality](spec) for modality, spec in specs.items()}
 
 
-def _checked_pcm(value: Any) -> Pcm:
-    if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1 or not value.size:
-        raise MediaError(f"audio: found {_kind(value)}; give a path or float32 mono PCM [T] in [-1, 1]")
-    if not np.isfinite(value).all():
-        raise MediaError("audio: the sound holds NaN or infinite samples; record it again")
-    return value
-
-
-def _checked_text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise MediaError(f"text: found {value!r}; give words, or leave the text out")
-    return value
+def prepared(sensor: Sensor, decoded: Any) -> dict[str, NDArray[Any]]:
+    """New tensors that hold what `decode` returned."""
+    tensors = sensor.empty()
+    sensor.fill(decoded, tensors)
+    return tensors
 
 
 def _kind(value: Any) -> str:

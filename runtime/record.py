@@ -3,11 +3,13 @@
 readings.jsonl      {"t_ms": 81.5, "image": "image/0000001.png"}, one line per reading, written after its file
 image/*.png         the picture at the size of the model
 audio/*.wav         the window of sound at the rate of the model, as float32
+signal/*.npy        the rows as the model gets them
 texts are token ids in the line itself; a modality that was withdrawn is null
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import queue
@@ -24,6 +26,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgefuse.runtime.backend import Tensors
+from edgefuse.runtime.bundle import MODALITY_TABLE
 from edgefuse.runtime.decision import Notice
 from edgefuse.runtime.errors import OptionError
 from edgefuse.runtime.mailbox import Mailbox, Writer
@@ -109,17 +112,24 @@ class Recorder:
         """What the line says of a reading, after its file is written."""
         if arrays is None:
             return {modality: None}
-        if modality == "text":
+        suffix = MODALITY_TABLE[modality].suffix
+        if suffix is None:
             return {name: ids[0].tolist() for name, ids in arrays.items()}
-        name = f"{modality}/{self.kept + 1:07}{'.png' if modality == 'image' else '.wav'}"
-        if modality == "image":
-            data = cv2.imencode(".png", np.ascontiguousarray(arrays["image"][0, :, :, ::-1]))[1].tobytes()  # BGR
+        path = self._folder / modality / f"{self.kept + 1:07}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        self._bytes_left -= path.write_bytes(self._file(suffix, arrays[modality][0]))
+        return {modality: f"{modality}/{path.name}"}
+
+    def _file(self, suffix: str, array: NDArray[Any]) -> bytes:
+        """The content of a reading's file, from which exactly `array` is decoded again."""
+        file = io.BytesIO()  # not the disk: libsndfile does not tell why a write fails
+        if suffix == ".png":
+            return bytes(cv2.imencode(suffix, np.ascontiguousarray(array[:, :, ::-1]))[1].tobytes())  # BGR
+        if suffix == ".wav":
+            soundfile.write(file, array, self._sample_rate, format="WAV", subtype="FLOAT")
         else:
-            file = io.BytesIO()  # not the disk: libsndfile does not tell why a write fails
-            soundfile.write(file, arrays["audio"][0], self._sample_rate, format="WAV", subtype="FLOAT")
-            data = file.getvalue()
-        self._bytes_left -= (self._folder / name).write_bytes(data)
-        return {modality: name}
+            np.save(file, array, allow_pickle=False)
+        return file.getvalue()
 
     def _stop(self, why: str) -> bool:
         message = f"recording to {self._folder} stops after {self.kept} readings: {why}; the run goes on"
@@ -153,8 +163,8 @@ class RecordedMailbox(Mailbox):
 
 def _new_index(folder: Path) -> TextIO:
     try:
-        for modality in ("image", "audio"):
-            (folder / modality).mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # a file there fails in the next line
+            folder.mkdir(parents=True)
         return (folder / INDEX).open("x", encoding="utf-8")
     except FileExistsError:
         raise OptionError(f"{folder} holds a recording; give another folder") from None

@@ -3,7 +3,7 @@
 A recording is what `record.py` writes, or a hand-written readings.jsonl with any of
 
 {"t_ms": 0, "image": "a.png"}
-{"t_ms": 40, "audio": "a.wav"}
+{"t_ms": 40, "audio": "a.wav", "signal": "a.csv"}
 {"t_ms": 50, "text": "what colour is it?"}
 {"t_ms": 90, "text": null}                                 withdrawn: missing from here on
 {"t_ms": 95, "input_ids": [...], "attention_mask": [...]}  a text as the model gets it
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgefuse.runtime.bundle import SENSOR_TENSORS, BundleInfo
+from edgefuse.runtime.bundle import MODALITIES, SENSOR_TENSORS, BundleInfo
 from edgefuse.runtime.decision import Decision
 from edgefuse.runtime.errors import ManifestError, MediaError
 from edgefuse.runtime.loop import Loop
@@ -31,7 +31,7 @@ from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.record import INDEX
 
 _IDS = SENSOR_TENSORS["text"]
-_KEYS = ("t_ms", "image", "audio", "text", *_IDS)
+_KEYS = ("t_ms", *MODALITIES, *_IDS)
 MOST_MS = 1e12  # 31 years, in either direction
 
 
@@ -175,7 +175,7 @@ def _parse_line(
     t_ns = _moment_ns(where, row.pop("t_ms", None))
     ids = {name: row.pop(name) for name in _IDS if name in row}
     if not row and not ids:
-        raise ManifestError(f"{where}: no sensor; give at least one of image, audio, text")
+        raise ManifestError(f"{where}: no sensor; give at least one of {', '.join(MODALITIES)}")
     if ids and "text" in row:
         raise ManifestError(f"{where}: found text and {_IDS[0]}; give one of them")
     for modality in (*row, *(["text"] if ids else [])):

@@ -196,6 +196,10 @@ def _sources(
         sources["text"] = typed
     elif asked.text is not None:
         sources["text"] = open_text(asked.text, preprocessor)
+    if asked.signal is not None and info.signal is not None:
+        from edgefuse.runtime.signal_source import open_signal
+
+        sources["signal"] = open_signal(str(asked.signal), info.signal)
     return sources
 
 

@@ -21,6 +21,9 @@ def run(
         str | None, typer.Option(help="Number or name of a microphone, default, a sound file, or - for PCM on stdin.")
     ] = None,
     text: Annotated[str | None, typer.Option(help="Words, or - for the lines of stdin.")] = None,
+    signal: Annotated[
+        str | None, typer.Option(help="A table of numbers (.csv, .npy), or - for lines of CSV on stdin, names first.")
+    ] = None,
     gate: Annotated[
         str,
         typer.Option(
@@ -33,7 +36,7 @@ def run(
         list[str] | None,
         typer.Option(
             help="Milliseconds after which a reading is missing; may be repeated.",
-            show_default="image=1000 audio=1000 text=none",
+            show_default="image=1000 audio=1000 text=none signal=1000",
         ),
     ] = None,
     max_rate: Annotated[
@@ -59,9 +62,10 @@ def run(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores but one.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as the last line of stdout.")] = False,
 ) -> None:
-    """Answer all the time from camera, microphone and text: a JSON line for each decision."""
-    sensors = {"camera": camera, "mic": mic, "text": text, "gate": gate, "limits": limit or (), "record": record}
+    """Answer all the time from camera, microphone, text and signal: a JSON line for each decision."""
+    sensors = {"camera": camera, "mic": mic, "text": text, "signal": signal}
+    reading = {"gate": gate, "limits": limit or (), "record": record}
     outputs = {"alarms": alarm or (), "webhook": webhook, "mqtt": mqtt, "web": web, "web_host": web_host}
     ways = {"backend": backend, "threads": threads, "replay": replay, "speed": speed, "max_rate": max_rate}
-    options = {**sensors, **outputs, **ways, "count": count, "ends_with_json": as_json}
+    options = {**sensors, **reading, **outputs, **ways, "count": count, "ends_with_json": as_json}
     run_verb("runtime.console:run_lines", False, bundle, **options)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgefuse.runtime.bundle import MODALITIES, BundleInfo
+from edgefuse.runtime.bundle import MODALITIES, MODALITY_TABLE, BundleInfo
 from edgefuse.runtime.errors import OptionError
 
 STDIN = "-"
 SENTENCE_LIMIT_MS = 10_000.0  # how long a sentence that a gate found counts
-SENSORS = {"image": "camera", "audio": "mic", "text": "text"}  # modality -> the option that gives it
+SENSORS = {modality: row.option for modality, row in MODALITY_TABLE.items()}  # modality -> the option that gives it
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class Options:
     camera: int | str | Path | None = None  # number, video, folder of pictures, URL, or GStreamer pipeline
     mic: int | str | Path | None = None  # number or name of a device, sound file, or "-" for PCM on stdin
     text: str | None = None  # words, or "-" for the lines of stdin
+    signal: str | Path | None = None  # a table of numbers, played at its own rate, or "-" for CSV lines on stdin
     gate: str = "off"  # what sound counts: off (all), energy, silero or silero=model.onnx
     backend: str | None = None  # see backends.py
     threads: int = 0  # CPU threads inside one operator; 0 takes every core
@@ -50,9 +51,10 @@ class Options:
         if self.replay is not None and (given or self.record is not None):
             raise OptionError(f"a replay brings its own sensors; leave {', '.join(given) or 'record'} out")
         if self.replay is None and not given and self.web is None:
-            raise OptionError("no sensor given; give camera, mic, text, web or replay")
-        if STDIN == self.mic == self.text:
-            raise OptionError("mic and text cannot both come from stdin; give a device or words")
+            raise OptionError(f"no sensor given; give {', '.join(SENSORS.values())}, web or replay")
+        from_stdin = [name for name in given if getattr(self, name) == STDIN]
+        if len(from_stdin) > 1:
+            raise OptionError(f"{' and '.join(from_stdin)} cannot both come from stdin; give a device, file or words")
         if self.webhook is not None and not self.alarms:
             raise OptionError("a webhook gets the events of alarms; give an alarm too")
         for name, value in (("max_rate", self.max_rate), ("count", self.count), *self.limits_ms.items()):

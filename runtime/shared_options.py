@@ -16,6 +16,7 @@ PartDir = Annotated[
 ]
 ImageFile = Annotated[Path | None, typer.Option(help="A picture file.")]
 AudioFile = Annotated[Path | None, typer.Option(help="A sound file.")]
+SignalFile = Annotated[Path | None, typer.Option(help="A table of numbers, as .csv or .npy.")]
 Text = Annotated[str | None, typer.Option(help="A text.")]
 Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes every core.")]
 Backend = Annotated[

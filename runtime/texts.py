@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import select
 import threading
 import time
 
 from edgefuse.runtime.errors import MediaError
+from edgefuse.runtime.lines import STDIN, LineReader
 from edgefuse.runtime.mailbox import Writer
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.source import LONGEST_WAIT_S, Source, SpoiledError
-
-STDIN = 0  # file descriptor
-LONGEST_LINE = 65_536  # bytes; of a longer line the end is taken, so that memory stays bounded
 
 
 def open_text(words: str, preprocessor: Preprocessor) -> Source:
@@ -87,9 +83,7 @@ class Lines:
 
     def __init__(self, preprocessor: Preprocessor, descriptor: int = STDIN) -> None:
         self._preprocessor = preprocessor
-        self._descriptor = descriptor
-        self._begun = b""  # a line without its end
-        self._has_ended = False
+        self._lines = LineReader(descriptor)
 
     def open(self) -> None:
         """It is open."""
@@ -101,16 +95,7 @@ class Lines:
             SpoiledError: it is not UTF-8.
             EOFError: no more lines come; the last one stays.
         """
-        if self._has_ended:
-            raise EOFError
-        if not select.select([self._descriptor], [], [], LONGEST_WAIT_S)[0]:
-            return False
-        data = os.read(self._descriptor, LONGEST_LINE)
-        self._has_ended = not data
-        *lines, self._begun = (self._begun + data).split(b"\n")
-        self._begun = self._begun[-LONGEST_LINE:]
-        if self._has_ended and self._begun:
-            lines.append(self._begun)
+        lines = self._lines.read()
         if not lines:
             return False
         try:

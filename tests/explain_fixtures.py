@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from edgefuse.optimize.export import HeadPart, _to_onnx
 from edgefuse.runtime.bundle import (
     HEAD,
-    MODALITIES,
     SENSOR_TENSORS,
     AudioSpec,
     Bundle,
@@ -29,6 +28,7 @@ from edgefuse.runtime.bundle import (
 )
 from edgefuse.train.model import Head
 from edgefuse.train.recipe import FusionSettings
+from tests.conftest import MODALITIES
 
 LABELS = ("circle", "square", "triangle", "<b>star</b>")
 HEIGHT, WIDTH, SAMPLES, RATE, TOKENS = 20, 40, 500, 1000, 10  # the last cells of both maps reach over the edge

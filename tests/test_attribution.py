@@ -28,10 +28,11 @@ from edgefuse.runtime.attribution import (
 )
 from edgefuse.runtime.backend import OpenParts
 from edgefuse.runtime.backend_onnx import OnnxBackend
-from edgefuse.runtime.bundle import HEAD, MODALITIES, Bundle
+from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import BackendError
 from edgefuse.runtime.predictor import Predictor
 from edgefuse.runtime.preprocess import Tokenizer
+from tests.conftest import MODALITIES
 from tests.explain_fixtures import (
     HEIGHT,
     LABELS,

@@ -13,12 +13,12 @@ import soundfile
 
 from edgefuse.runtime import cli
 from edgefuse.runtime.backend_onnx import OnnxBackend
-from edgefuse.runtime.bundle import MODALITIES, Bundle, write_bundle
+from edgefuse.runtime.bundle import Bundle, write_bundle
 from edgefuse.runtime.errors import BundleError, MediaError
 from edgefuse.runtime.explain import explain, explain_decoded
 from edgefuse.runtime.explanation import FLAT
 from edgefuse.runtime.predictor import Predictor
-from tests.conftest import PIXELS, RATE, SAMPLES
+from tests.conftest import MODALITIES, PIXELS, RATE, SAMPLES
 from tests.trt_rig import rig_of
 
 KEYS = ["label", "answer", "logit", "baseline_logit", "shapley", "image_map", "audio_map", "words", "seconds"]

@@ -30,7 +30,7 @@ from edgefuse.optimize.export import (
     torch_parts,
 )
 from edgefuse.runtime.backend_onnx import OnnxBackend, open_session, run_session
-from edgefuse.runtime.bundle import HEAD, MODALITIES, SENSOR_TENSORS, Bundle, part_file
+from edgefuse.runtime.bundle import HEAD, SENSOR_TENSORS, Bundle, part_file
 from edgefuse.runtime.errors import BundleError, RecipeError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.predictor import Predictor
@@ -42,6 +42,7 @@ from edgefuse.train.recipe import FusionSettings
 from edgefuse.train.runs import RUN_FILE, Run
 from edgefuse.train.train import train
 from edgefuse.train.wordpiece import learn_wordpiece
+from tests.conftest import MODALITIES
 from tests.train_fixtures import QUESTIONS, corpus, trained_run, write_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
-from edgefuse.runtime.bundle import MODALITIES
 from edgefuse.train.fusion import FUSIONS
 from edgefuse.train.model import FusedModel, Head, audio_samples
 from edgefuse.train.recipe import FusionSettings
+from tests.conftest import MODALITIES
 from tests.train_fixtures import SECONDS, new_model, tiny_recipe, tiny_tokenizer
 
 DIMS, COUNTS, LABELS = {"image": 12, "audio": 10, "text": 6}, {"image": 4, "audio": 1, "text": 3}, 5

@@ -315,7 +315,7 @@ def test_alarms_and_topics_stand_on_lines_of_their_own(called, tiny, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no sensor given; give camera, mic, text, web or replay"),
+        ([], "no sensor given; give camera, mic, text, signal, web or replay"),
         (["--text", " "], "text: found ' '"),
         (["--camera", "gone.mp4"], "gone.mp4: no such file"),
         (["--mic", "gone.wav"], "gone.wav: no such file"),

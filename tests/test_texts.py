@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgefuse.runtime import texts as module
+from edgefuse.runtime import lines
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import MediaError
 from edgefuse.runtime.mailbox import Mailbox
@@ -164,12 +164,12 @@ def test_nothing_on_stdin_is_waited_for_half_a_second_at_most(pipe, mailbox):
 
 
 def test_a_line_that_never_ends_does_not_fill_the_memory(pipe, mailbox, monkeypatch):
-    monkeypatch.setattr(module, "LONGEST_LINE", 100)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
     for _ in range(50):
         pipe.write(b"x" * 100)
         pipe.lines.read(mailbox.writer("text"))
 
-    assert len(pipe.lines._begun) <= 100
+    assert len(pipe.lines._lines._begun) <= 100
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)

@@ -13,7 +13,7 @@ from edgefuse.train.encoders import AudioEncoder, ImageEncoder, TextEncoder
 from edgefuse.train.frontends import SAMPLE_RATE
 from edgefuse.train.fusion import FUSIONS
 from edgefuse.train.recipe import FusionSettings, Recipe
-from edgefuse.train.signal import SignalEncoder
+from edgefuse.train.signal_encoder import SignalEncoder
 
 
 def audio_samples(recipe: Recipe) -> int:

@@ -21,6 +21,7 @@ from edgefuse.train.settings import (
     FusionSettings,
     ImageSettings,
     Settings,
+    SignalSettings,
     TextSettings,
     TrainSettings,
 )
@@ -37,6 +38,7 @@ class Recipe(Settings):
     image: ImageSettings | None = None
     audio: AudioSettings | None = None
     text: TextSettings | None = None
+    signal: SignalSettings | None = None
     fusion: FusionSettings = FusionSettings()
     train: TrainSettings = TrainSettings()
     augment: dict[str, AugmentSettings] = Field(default_factory=dict)  # corruption: how often and how badly
@@ -51,7 +53,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if not self.modalities:
-            raise ValueError("no modality; give at least one of image, audio, text")
+            raise ValueError(f"no modality; give at least one of {', '.join(MODALITIES)}")
         if self.data.group_by not in (None, *self.modalities):
             raise ValueError(f"data.group_by is {self.data.group_by}, the model reads {', '.join(self.modalities)}")
         for subset in self.data.subsets:

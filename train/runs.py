@@ -24,7 +24,7 @@ from edgefuse.train.encoders import TEXT_ENCODERS
 from edgefuse.train.model import FusedModel, specs_of
 from edgefuse.train.pretrained import MODEL_FILE, without_weights
 from edgefuse.train.recipe import Recipe, parse_recipe
-from edgefuse.train.signal import settle, signal_statistics
+from edgefuse.train.signal_encoder import settle, signal_statistics
 from edgefuse.train.wordpiece import tokenizer_document
 
 Model = TypeVar("Model", bound=nn.Module)

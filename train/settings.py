@@ -78,7 +78,7 @@ class TextSettings(Settings):
 class SignalSettings(Settings):
     """The encoder of a table of numbers, such as radar and GPS give."""
 
-    encoder: str = "tcn_small"  # a row of signal.SIGNAL_ENCODERS
+    encoder: str = "tcn_small"  # a row of signal_encoder.SIGNAL_ENCODERS
     features: tuple[str, ...] = Field(min_length=1)  # columns that the model reads, in this order
     steps: int = Field(gt=0)  # the newest rows that it reads; before the first one it was as it is in the first one
     rate_hz: float = Field(gt=0)  # rows a second, of files and of what comes in the loop

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.train.settings import AudioSettings, ImageSettings, TextSettings
+from edgefuse.train.settings import AudioSettings, ImageSettings, SignalSettings, TextSettings
 
 Size = Literal["nano", "small", "base"]
 # Family of encoders: its row and that row's width, for each size. The learning rate shrinks as the width grows
-# (muP, Yang 2022): what trains a row of 96 channels makes one of 768 diverge. Batch norms keep MobileNet at one rate.
+# (muP, Yang 2022): what trains a row of 96 channels makes one of 768 diverge. Batch norms keep MobileNet and TCN at one rate.
 ROWS: dict[str, dict[Size, tuple[str, int]]] = {
     "mobilenet": {
         "nano": ("mobilenet_v3_small", 1),
@@ -22,7 +22,9 @@ ROWS: dict[str, dict[Size, tuple[str, int]]] = {
         "small": ("distilbert_small", 256),
         "base": ("distilbert_base", 768),
     },
+    "tcn": {"nano": ("tcn_nano", 1), "small": ("tcn_small", 1), "base": ("tcn_base", 1)},
 }
+SECTIONS = {"image": ImageSettings, "audio": AudioSettings, "text": TextSettings, "signal": SignalSettings}
 FUSION: dict[Size, dict[str, int]] = {
     "nano": {"dim": 64, "hidden": 128},
     "small": {"dim": 128, "hidden": 256},
@@ -38,7 +40,7 @@ def resize(document: dict[str, Any], size: str) -> None:
     """
     if size not in get_args(Size):
         raise RecipeError(f"size {size!r} is unknown; choose one of {', '.join(get_args(Size))}")
-    for modality, settings in (("image", ImageSettings), ("audio", AudioSettings), ("text", TextSettings)):
+    for modality, settings in SECTIONS.items():
         section = document.get(modality)
         if not isinstance(section, dict):
             continue
