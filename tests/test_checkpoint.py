@@ -10,55 +10,66 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from torch import nn
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train import checkpoint as module
 from edgefuse.train.checkpoint import CHECKPOINT_FILE, Checkpoint, short_reason
+from edgefuse.train.selection import Selection
+from edgefuse.train.settings import TrainSettings
+
+Parts = tuple[nn.Module, torch.optim.Optimizer, Selection]
 
 
-def net(width: int = 5, seed: int = 0) -> tuple[nn.Module, torch.optim.Optimizer]:
+def net(width: int = 5, seed: int = 0) -> Parts:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
-    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+    settings = TrainSettings(ema=0.9, patience=3)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1), Selection(model, settings)
 
 
-def take_steps(model: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def take_steps(parts: Parts, steps: range) -> None:
+    model, optimizer, selection = parts
     for step in steps:
         torch.manual_seed(step)
         optimizer.zero_grad()
         model(torch.randn(8, 4)).square().sum().backward()
         optimizer.step()
+        selection.take_step()
+        selection.judge(step, {"image": -float(step)})
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Checkpoint:
     """A checkpoint after three steps."""
-    model, optimizer = net()
-    take_steps(model, optimizer, range(3))
+    parts = net()
+    take_steps(parts, range(3))
     checkpoint = Checkpoint(tmp_path)
-    checkpoint.save(model, optimizer, 3)
+    checkpoint.save(*parts[:2], 3, parts[2])
     return checkpoint
 
 
 def test_a_restored_training_goes_on_as_if_nothing_had_happened(saved: Checkpoint) -> None:
-    model, optimizer = net()
-    take_steps(model, optimizer, range(6))
-    other, its_optimizer = net(seed=1)
-    take_steps(other, its_optimizer, range(saved.restore(other, its_optimizer), 6))
-    expected = model.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in other.state_dict().items())
+    whole, other = net(), net(seed=1)
+    take_steps(whole, range(6))
+    take_steps(other, range(saved.restore(*other), 6))
+    for found, wanted in ((other[0], whole[0]), (other[2], whole[2])):
+        expected = wanted.state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in found.state_dict().items())
+        assert set(found.state_dict()) == set(expected)
 
 
 def test_without_a_file_training_starts_at_step_0(tmp_path: Path) -> None:
-    model, optimizer = net()
+    model, optimizer, selection = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert Checkpoint(tmp_path).restore(model, optimizer) == 0
+    assert Checkpoint(tmp_path).restore(model, optimizer, selection) == 0
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_checkpoint_before_the_first_step_is_valid(tmp_path: Path) -> None:
-    Checkpoint(tmp_path).save(*net(), step=0)
+    model, optimizer, selection = net()
+    Checkpoint(tmp_path).save(model, optimizer, 0, selection)
     assert Checkpoint(tmp_path).restore(*net(seed=1)) == 0
 
 
@@ -74,6 +85,27 @@ def test_a_file_that_is_cut_off_is_refused_in_one_line(saved: Checkpoint, share:
         saved.path.write_bytes(whole)
     assert str(saved.path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_anywhere_is_refused_in_one_line(saved: Checkpoint, share: float, bit: int) -> None:
+    whole = saved.path.read_bytes()
+    changed = bytearray(whole)
+    changed[int(len(whole) * share)] ^= 1 << bit
+    try:
+        saved.path.write_bytes(changed)
+        with pytest.raises(RecipeError, match=r"cannot be resumed .* delete it to start the run again") as caught:
+            saved.restore(*net())
+    finally:
+        saved.path.write_bytes(whole)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_without_its_hash_is_refused(saved: Checkpoint) -> None:
+    saved.path.write_bytes(save(load(saved.path.read_bytes()), metadata={"step": "3"}))
+    with pytest.raises(RecipeError, match="its content is not what was saved"):
+        saved.restore(*net())
 
 
 @given(st.binary(max_size=200))
@@ -110,7 +142,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before(saved: Checkpoint, monke
 
     monkeypatch.setattr(module, "write_atomic", full)
     with pytest.raises(OSError, match="No space"):
-        saved.save(*net(), step=9)
+        saved.save(*net()[:2], 9, net()[2])
     assert saved.restore(*net()) == 3
 
 
