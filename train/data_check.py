@@ -24,7 +24,7 @@ Files = Mapping[tuple[str, str], Facts]  # (sensor, path) -> what it is
 NO_LABEL = "(no label)"
 BLANK = 2.0  # contrast, in steps of 255, below which a picture shows nothing
 SILENT_DB = -60.0  # level below which a sound is as good as silent
-CLIPPED = 0.001  # share of samples at full scale above which a sound was recorded too loud
+CLIPPED = 0.001  # share of samples in flat tops at full scale above which a sound was recorded too loud
 UNREADABLE, BAD_LINE = "unreadable file", "unusable line"
 
 
@@ -194,7 +194,7 @@ def _faults(file: Facts, sensor: str) -> Iterator[tuple[str, str]]:
         if file.level_db < SILENT_DB:
             yield "near-silent sound", f"{file.level_db:.0f} dB"
         if file.clipped > CLIPPED:
-            yield "clipped sound", f"{100 * file.clipped:.1f} % of the samples at full scale"
+            yield "clipped sound", f"{100 * file.clipped:.1f} % of the samples cut off at full scale"
 
 
 def _distinct(facts: Sequence[Facts]) -> dict[str, int]:

@@ -33,7 +33,7 @@ class Facts:
     seconds: float = 0.0
     rate: int = 0  # Hz
     level_db: float = 0.0  # root mean square below full scale
-    clipped: float = 0.0  # share of samples at full scale
+    clipped: float = 0.0  # share of samples that begin three equal ones at full scale: a peak has no flat top
 
 
 def read_facts(files: Collection[tuple[str, str]]) -> dict[tuple[str, str], Facts]:
@@ -72,7 +72,8 @@ def _sound(data: bytes, path: str, digest: bytes) -> Facts:
     pcm, rate = decode_audio(data, path)  # [T]
     power = float(np.dot(pcm, pcm)) / len(pcm)
     level_db = max(SILENCE_DB, 10 * float(np.log10(power))) if power > 0 else SILENCE_DB
-    clipped = float(np.count_nonzero(np.abs(pcm) >= FULL_SCALE)) / len(pcm)
+    flat = (pcm[:-2] == pcm[1:-1]) & (pcm[1:-1] == pcm[2:]) & (np.abs(pcm[:-2]) >= FULL_SCALE)  # [T - 2]
+    clipped = float(np.count_nonzero(flat)) / len(pcm)
     return Facts(digest, seconds=len(pcm) / rate, rate=rate, level_db=level_db, clipped=clipped)
 
 
