@@ -1,14 +1,29 @@
-"""The losses against scikit-learn and NumPy."""
+"""The losses against scikit-learn, SciPy and torch's own."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from scipy.special import log_softmax, rel_entr, softmax
-from sklearn.metrics import accuracy_score, log_loss
+from scipy.spatial.distance import cosine as cosine_distance
+from scipy.spatial.distance import pdist
+from scipy.special import huber, log_softmax, rel_entr, softmax
+from scipy.stats import ortho_group
+from sklearn.metrics import accuracy_score, log_loss, mean_squared_error
 
-from edgefuse.train.losses import accuracy, alignment_loss, distillation_loss, task_loss
+from edgefuse.train.losses import (
+    accuracy,
+    alignment_loss,
+    angle_loss,
+    distance_loss,
+    distillation_loss,
+    embedding_loss,
+    ensemble_logits,
+    task_loss,
+)
 
 
 @pytest.fixture
@@ -67,3 +82,82 @@ def test_distillation_is_scipys_relative_entropy(
     expected = temperature**2 * rel_entr(first, second).sum(axis=1).mean()
     assert float(distillation_loss(student, teacher, temperature)) == pytest.approx(expected, rel=1e-9)
     assert float(distillation_loss(teacher, teacher, temperature)) == pytest.approx(0, abs=1e-12)
+
+
+def test_softened_answers_are_torchs_kl_loss(answers: tuple[torch.Tensor, torch.Tensor]) -> None:
+    teacher, _ = answers
+    student = teacher.roll(1, dims=0)
+    loss = torch.nn.KLDivLoss(reduction="batchmean")
+    expected = 9 * loss((student / 3).log_softmax(dim=1), (teacher / 3).softmax(dim=1))
+    assert float(distillation_loss(student, teacher, 3.0)) == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_an_ensemble_answers_with_the_mean_of_the_softened_probabilities(temperature: float) -> None:
+    each = np.random.default_rng(2).normal(0, 3, (4, 6, 5))
+    found = softmax(ensemble_logits(torch.tensor(each), temperature).numpy() / temperature, axis=1)
+    np.testing.assert_allclose(found, softmax(each / temperature, axis=2).mean(axis=0), rtol=1e-9)
+
+
+def test_an_ensemble_of_one_or_of_equals_is_that_one(answers: tuple[torch.Tensor, torch.Tensor]) -> None:
+    logits, _ = answers
+    for count in (1, 3):
+        found = ensemble_logits(logits.expand(count, -1, -1), 4.0)
+        torch.testing.assert_close(found.softmax(dim=1), logits.softmax(dim=1))
+
+
+def test_the_embedding_loss_is_scikit_learns_squared_error_of_the_first_columns() -> None:
+    random = np.random.default_rng(3)
+    student, teacher = random.normal(size=(7, 6)), random.normal(size=(7, 4))
+    found = float(embedding_loss(torch.tensor(student), torch.tensor(teacher)))
+    assert found == pytest.approx(mean_squared_error(teacher, student[:, :4]), rel=1e-9)
+
+
+def lines_in_two_spaces() -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of the same lines by a student [7, 6] and a teacher [7, 9]; both have two lines in one place."""
+    random = np.random.default_rng(4)
+    student, teacher = random.normal(size=(7, 6)), 5 * random.normal(size=(7, 9))
+    student[2], teacher[5] = student[1], teacher[4]
+    return student, teacher
+
+
+def test_the_distance_loss_is_scipys_huber_of_scipys_distances_over_their_mean() -> None:
+    student, teacher = lines_in_two_spaces()
+    first, second = (pdist(lines) / pdist(lines).mean() for lines in (student, teacher))
+    found = float(distance_loss(torch.tensor(student), torch.tensor(teacher)))
+    assert found == pytest.approx(huber(1.0, first - second).mean(), rel=1e-9)
+
+
+def test_the_angle_loss_is_scipys_huber_of_the_cosines_at_every_line() -> None:
+    student, teacher = lines_in_two_spaces()
+
+    def cosine(lines: np.ndarray, i: int, j: int, k: int) -> float:
+        """At line j between i and k."""
+        first, second = lines[i] - lines[j], lines[k] - lines[j]
+        return 1 - cosine_distance(first, second) if first.any() and second.any() else 0.0
+
+    triplets = itertools.product(range(7), repeat=3)
+    expected = np.mean([huber(1.0, cosine(student, *t) - cosine(teacher, *t)) for t in triplets])
+    assert float(angle_loss(torch.tensor(student), torch.tensor(teacher))) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", [distance_loss, angle_loss])
+def test_relations_do_not_change_when_a_space_is_turned_moved_and_stretched(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    student = torch.tensor(lines_in_two_spaces()[0])
+    turned = 3 * student @ torch.tensor(ortho_group.rvs(6, random_state=0)) + 2
+    assert float(loss(turned, student)) == pytest.approx(0, abs=1e-12)
+    assert float(loss(student.flip(0), student)) > 1e-3
+
+
+@pytest.mark.parametrize("loss", [distance_loss, angle_loss])
+def test_relations_of_lines_in_one_place_have_a_finite_gradient(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
+    arrays = lines_in_two_spaces()
+    for student in (arrays[0], np.ones((7, 6))):  # as where lines differ in the sensor that is missing
+        lines = torch.tensor(student, dtype=torch.float32, requires_grad=True)
+        loss(lines, torch.tensor(arrays[1], dtype=torch.float32)).backward()
+        assert lines.grad is not None
+        assert float(lines.grad.abs().max()) < 10

@@ -40,31 +40,31 @@ class Lesson:
 
     def __call__(self, batch: Batch, logits: Tensor, fused: Tensor) -> dict[str, Tensor]:
         """The weighted terms for the student's logits [B, C] and fused embedding [B, D]."""
-        settings, lines = self._settings, [self._line[where] for where in batch.where]
+        settings, lines, place = self._settings, [self._line[where] for where in batch.where], logits.device
+        logits, fused = logits.float(), fused.float()
         terms: dict[str, Tensor] = {}
         if settings.logits:
-            each = torch.stack([teacher.rows("logits", lines) for teacher in self._teachers])  # [K, B, C]
+            each = torch.stack([teacher.rows("logits", lines) for teacher in self._teachers]).to(place)  # [K, B, C]
             target = ensemble_logits(each, settings.temperature)  # [B, C]
             terms["logits"] = settings.logits * distillation_loss(logits, target, settings.temperature)
         if self._axes is not None:
             mean, axes = self._axes
-            embeddings = self._teachers[0].rows("fused", lines)  # [B, E]
-            terms["embedding"] = settings.embedding * embedding_loss(
-                fused, (embeddings - mean) @ axes[:, : fused.shape[1]]
-            )
+            target = (self._teachers[0].rows("fused", lines) - mean) @ axes[:, : fused.shape[1]]  # [B, <= D]
+            terms["embedding"] = settings.embedding * embedding_loss(fused, target.to(place))
         if len(lines) > 2:  # a triplet
             terms |= self._relations(lines, fused)
         return terms
 
     def _relations(self, lines: Sequence[int], fused: Tensor) -> dict[str, Tensor]:
         """The relational terms, the mean over the teachers: each lays out the lines in a space of its own."""
-        settings, terms = self._settings, {}
+        settings, terms, place = self._settings, {}, fused.device
         if settings.distance:
-            each = [distance_loss(fused, teacher.rows("fused", lines)) for teacher in self._teachers]
+            each = [distance_loss(fused, teacher.rows("fused", lines).to(place)) for teacher in self._teachers]
             terms["distance"] = settings.distance * torch.stack(each).mean()
         if settings.angle:
             some = slice(None, None, -(-len(lines) // ANGLE_LINES))
-            each = [angle_loss(fused[some], teacher.rows("fused", lines[some])) for teacher in self._teachers]
+            targets = [teacher.rows("fused", lines[some]).to(place) for teacher in self._teachers]
+            each = [angle_loss(fused[some], target) for target in targets]
             terms["angle"] = settings.angle * torch.stack(each).mean()
         return terms
 
@@ -89,6 +89,10 @@ def distill(
         )
     if settings.distill.embedding and len(runs) > 1:
         raise RecipeError("distill.embedding needs one teacher: several have no common space; use distill.distance")
+    if settings.train.mixup:
+        raise RecipeError(
+            "train.mixup mixes lines, and a teacher answered each by itself; add train.mixup=0 to distill"
+        )
     lineage = [{"run": str(run.folder), "sha256": run.weights_sha256()} for run in runs]
 
     def lesson(training: Sequence[Example], labels: tuple[str, ...]) -> Lesson:

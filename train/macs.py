@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,14 +14,18 @@ from edgefuse.train.objective import batch_logits
 
 
 def model_cost(model: FusedModel, line: Batch) -> dict[str, int]:
-    """{macs, parameters} of a model in evaluation mode on a batch of one line.
+    """{macs, parameters} of a model in evaluation mode on a batch of one line."""
+    return {"macs": count_macs(lambda: batch_logits(model, line)), "parameters": parameters(model)}
 
-    Counted are the products of matrices and convolutions, as papers do. Gradients stay on, and attention takes its
-    plain form: the fused kernels that torch would take hide their products from the count.
+
+def count_macs(work: Callable[[], object]) -> int:
+    """Multiply-adds of the products of matrices and the convolutions in `work`, which is what papers count.
+
+    Gradients stay on, and attention takes its plain form: the fused kernels that torch would take hide their products.
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        batch_logits(model, line)
-    return {"macs": counter.get_total_flops() // 2, "parameters": parameters(model)}
+        work()
+    return counter.get_total_flops() // 2
 
 
 def parameters(module: nn.Module) -> int:

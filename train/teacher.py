@@ -22,6 +22,8 @@ from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint
 from edgefuse.train.data import Loader
+from edgefuse.train.devices import on_device
+from edgefuse.train.distributed import device
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_fused
 from edgefuse.train.runs import Run
@@ -79,7 +81,10 @@ def answers(teacher: Run, examples: Sequence[Example]) -> Answers:
     missing = [number for number, path in enumerate(paths) if not _is_whole(path, len(parts[number]))]
     if missing:
         folder.mkdir(parents=True, exist_ok=True)
-        model, loader = teacher.trained_model(), Loader(teacher.recipe, teacher.labels, teacher.text_tokenizer())
+        model, loader = (
+            teacher.trained_model().to(device()),
+            Loader(teacher.recipe, teacher.labels, teacher.text_tokenizer()),
+        )
         for number in track(missing, f"answers of {teacher.folder.name}", console=Console(stderr=True)):
             write_atomic(paths[number], save(_answer(model, loader, parts[number])))
     return Answers(folder, [load_file(path) for path in paths])
@@ -95,11 +100,14 @@ def _is_whole(path: Path, lines: int) -> bool:
 
 @torch.no_grad()
 def _answer(model: FusedModel, loader: Loader, examples: Sequence[Example]) -> dict[str, Tensor]:
+    place = next(model.parameters()).device
     found = []
     for start in range(0, len(examples), BATCH):
         part = examples[start : start + BATCH]
         present = [set(e.sensors) & set(model.modalities) for e in part]
-        fused, _ = batch_fused(model, loader.batch(part, [e.audio for e in part], present))
-        found.append((model.head.classify(fused), fused))
+        batch = loader.batch(part, [e.audio for e in part], present).to(place)
+        with on_device(place):
+            fused, _ = batch_fused(model, batch)  # [B, E]
+            found.append((model.head.classify(fused).float().cpu(), fused.float().cpu()))
     logits, embeddings = zip(*found, strict=True)
     return {"logits": torch.cat(logits), "fused": torch.cat(embeddings)}
