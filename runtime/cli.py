@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from edgefuse.runtime.data_verbs import data
+from edgefuse.runtime.robust_verbs import attack, robust
 from edgefuse.runtime.run_command import run
 from edgefuse.runtime.shared_options import (
     AudioFile,
@@ -313,6 +314,8 @@ def evaluate(
     run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
 
 
+app.command()(robust)
+app.command()(attack)
 app.command()(run)
 
 

@@ -153,7 +153,7 @@ def _truncation(text: str, share: float, rng: Generator) -> str:
 CORRUPTIONS = {
     "dark": Corruption("image", "share of the light", (0.5, 0.25, 0.12, 0.06, 0.03), _dark),
     "occlusion": Corruption("image", "share of the area", (0.05, 0.1, 0.2, 0.35, 0.5), _occlusion),
-    "blur": Corruption("image", "sigma as a share of the shorter side", (0.005, 0.01, 0.02, 0.035, 0.06), _blur),
+    "blur": Corruption("image", "sigma as a share of the shorter side", (0.01, 0.02, 0.03, 0.05, 0.08), _blur),
     "noise": Corruption("image", "standard deviation as a share of 255", (0.08, 0.16, 0.25, 0.35, 0.5), _noise),
     "reverberation": Corruption("audio", "s to decay by 60 dB", (0.15, 0.3, 0.6, 1.0, 1.6), _reverberation),
     "babble": Corruption("audio", "dB of sound over noise", (20, 15, 10, 5, 0), _babble),

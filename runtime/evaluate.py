@@ -54,6 +54,11 @@ class Encoded:
         batches = [self._head(slice(start, start + HEAD_BATCH), sensors) for start in range(0, n, HEAD_BATCH)]
         return np.concatenate(batches)  # [n, C]
 
+    def with_tokens(self, modality: str, tokens: Floats, rows: NDArray[np.int64]) -> Encoded:
+        """The same examples with other tokens [U, N, D] of one modality, and the row of each example among them."""
+        replaced = {**self._tokens, modality: tokens}
+        return Encoded(self._predictor, replaced, {**self.rows, modality: rows})
+
     def _head(self, batch: slice, sensors: Collection[str]) -> Floats:
         presence, tokens = [], {}
         for modality in self.info.modalities:
@@ -78,9 +83,14 @@ def encode_examples(predictor: Predictor, examples: Sequence[Example], batch: in
         samples = Samples(predictor.preprocessor, examples, modality)
         rows[modality] = samples.rows
         if len(samples):
-            chunks = [predictor.encode(modality, tensors) for tensors in samples.batches(batch)]
-            tokens[modality] = np.concatenate(chunks)  # [U, N, D]
+            tokens[modality] = encode_samples(predictor, samples, batch)
     return Encoded(predictor, tokens, rows)
+
+
+def encode_samples(predictor: Predictor, samples: Samples, batch: int = 64) -> Floats:
+    """The tokens [U, N, D] of one modality's distinct values, `batch` at a time; see `encode_examples`."""
+    chunks = [predictor.encode(samples.modality, tensors) for tensors in samples.batches(batch)]
+    return np.concatenate(chunks)  # [U, N, D]
 
 
 class Answered(NamedTuple):

@@ -21,6 +21,7 @@ ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 # Of a long document, what a person sees; --json prints all of it.
 SHOWN = {
     "benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page"),
+    "benchmarks.robust:robust": ("clean", "summary", "fused", "n", "part_set", "backend"),
     "optimize.quantize:quantize": (
         "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
     ),

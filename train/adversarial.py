@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgefuse.train.data import Batch
 from edgefuse.train.model import FusedModel
@@ -68,8 +69,7 @@ def moved(model: FusedModel, batch: Batch, moves: Mapping[str, Tensor]) -> Itera
     inputs = {m: batch.inputs[m] + move for m, move in moves.items() if m in RANGES}
     hooks = []
     if "text" in moves:
-        table = model.encoders["text"].bert.get_input_embeddings()
-        hooks.append(table.register_forward_hook(lambda _, __, embedded: embedded + moves["text"]))
+        hooks.append(_word_embeddings(model).register_forward_hook(lambda _, __, words: words + moves["text"]))
     try:
         yield replace(batch, inputs={**batch.inputs, **inputs})
     finally:
@@ -81,22 +81,28 @@ def _values(model: FusedModel, batch: Batch) -> dict[str, Tensor]:
     """What can be moved of each modality, as float; padding of texts is zero and stays it."""
     values = {m: batch.inputs[m].float() for m in batch.index if m in RANGES}
     if "text" in batch.index:
-        table = model.encoders["text"].bert.get_input_embeddings()
         with torch.no_grad():
-            values["text"] = table(batch.inputs["input_ids"]) * batch.inputs["attention_mask"][:, :, None]
+            words = _word_embeddings(model)(batch.inputs["input_ids"])  # [U, L, D]
+        values["text"] = words * batch.inputs["attention_mask"][:, :, None]
     return values
+
+
+def _word_embeddings(model: FusedModel) -> nn.Module:
+    encoder: Any = model.encoders["text"]
+    table: nn.Module = encoder.bert.get_input_embeddings()
+    return table
 
 
 def _reach(modality: str, values: Tensor, reach: float) -> Tensor:
     """How far each value may go, or each sentence as a whole [U, 1, 1]."""
-    return _norm(values) * reach if modality == "text" else torch.full((), reach)
+    return _norm(values) * reach if modality == "text" else torch.full((), reach, device=values.device)
 
 
 def _start(modality: str, values: Tensor, reach: Tensor) -> Tensor:
     if modality != "text":
         return _project(modality, values, reach * (2 * torch.rand_like(values) - 1), reach)
     drawn = torch.randn_like(values) * (values != 0)
-    return reach * torch.rand(len(values), 1, 1) * _direction(modality, drawn)
+    return reach * torch.rand_like(reach) * _direction(modality, drawn)
 
 
 def _direction(modality: str, gradient: Tensor) -> Tensor:

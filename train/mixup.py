@@ -19,10 +19,10 @@ class Mix:
     @classmethod
     def draw(cls, presence: Tensor, alpha: float) -> Mix:
         """A share from Beta(alpha, alpha), and partners that show the same sensors (presence [B, M]) as the line."""
-        partner = torch.arange(len(presence))
+        partner = torch.arange(len(presence), device=presence.device)
         for pattern in presence.unique(dim=0):
             rows = (presence == pattern).all(dim=1).nonzero()[:, 0]
-            partner[rows] = rows[torch.randperm(len(rows))]
+            partner[rows] = rows[torch.randperm(len(rows), device=rows.device)]
         return cls(partner, float(torch.distributions.Beta(alpha, alpha).sample()))
 
     def tokens(self, tokens: Mapping[str, Tensor]) -> dict[str, Tensor]:
