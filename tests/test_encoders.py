@@ -53,8 +53,9 @@ def test_pictures_become_one_token_or_one_per_cell(name: str, tokens: str) -> No
     encoder = ImageEncoder(ImageSettings(encoder=name, height=64, width=96, tokens=tokens)).eval()
     with torch.no_grad():
         found = encoder(pictures())
-    assert encoder.count == (1 if tokens == "pooled" else 6)
-    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, IMAGE_ENCODERS[name][1])
+    row = IMAGE_ENCODERS[name]
+    assert encoder.count == (1 if tokens == "pooled" else 64 * 96 // row.stride**2)
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, row.dim)
 
 
 def test_the_pooled_picture_is_the_mean_of_its_cells_as_torchvisions_classifier_sees_it() -> None:
@@ -80,7 +81,7 @@ def test_a_mobilenet_computes_what_torchvisions_does() -> None:
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the statistics of one batch: those it starts with let the picture fade
-    theirs = IMAGE_ENCODERS["mobilenet_v3_small"][0](weights=None).features.eval()
+    theirs = IMAGE_ENCODERS["mobilenet_v3_small"].build(weights=None).features.eval()
     with torch.no_grad():
         encoder(pictures())
         theirs.load_state_dict(encoder.eval().features.state_dict())
@@ -97,7 +98,7 @@ def test_a_height_between_the_strides_counts_its_cells_right(height: int) -> Non
         assert encoder(pictures(1, height, 33)).shape[1] == encoder.count
 
 
-@pytest.mark.parametrize("name", ["conformer_nano", "conformer_small"])
+@pytest.mark.parametrize("name", ["conformer_nano", "conformer_small", "cnn_lstm_small"])
 @pytest.mark.parametrize("tokens", ["pooled", "all"])
 def test_sounds_become_one_token_or_one_per_40_ms(name: str, tokens: str) -> None:
     encoder = AudioEncoder(AudioSettings(encoder=name, seconds=0.5, tokens=tokens), SAMPLES).eval()
@@ -108,14 +109,16 @@ def test_sounds_become_one_token_or_one_per_40_ms(name: str, tokens: str) -> Non
     assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, AUDIO_ENCODERS[name]["dim"])
 
 
-def test_a_sound_is_encoded_alike_alone_and_in_a_batch() -> None:
-    encoder = AudioEncoder(AudioSettings(encoder="conformer_nano"), SAMPLES).eval()
+@pytest.mark.parametrize("name", ["conformer_nano", "cnn_lstm_small"])
+@pytest.mark.parametrize("features", ["log_mel", "mfcc"])
+def test_a_sound_is_encoded_alike_alone_and_in_a_batch(name: str, features: str) -> None:
+    encoder = AudioEncoder(AudioSettings(encoder=name, features=features), SAMPLES).eval()
     with torch.no_grad():
         torch.testing.assert_close(encoder(sounds(3))[1:2], encoder(sounds(3)[1:2]), atol=1e-5, rtol=1e-4)
 
 
 def test_the_stem_keeps_every_fourth_frame() -> None:
-    stem = ConvStem(8).eval()
+    stem = ConvStem(80, 8).eval()
     planes = torch.zeros(1, 80, 41)
     silent = stem(planes)
     assert silent.shape == (1, 8, 11)
@@ -133,6 +136,25 @@ def test_the_attention_pool_is_a_weighted_mean_per_channel() -> None:
     assert (pooled[:, 0] < frames.amax(dim=1)).all()
     torch.nn.init.zeros_(pool.score.weight)
     torch.testing.assert_close(pool(frames), frames.mean(dim=1, keepdim=True))
+
+
+def test_the_lstm_hears_forward_and_backward() -> None:
+    encoder = AudioEncoder(AudioSettings(encoder="cnn_lstm_small", tokens="all"), SAMPLES).eval()
+    frames = torch.zeros(1, 9, encoder.dim)
+    changed = frames.clone()
+    changed[:, 4] = 1.0
+    with torch.no_grad():
+        heard = (encoder.layers[0](changed) - encoder.layers[0](frames)).abs().amax(dim=2)[0]  # [9]
+    assert (heard > 1e-6).all()
+
+
+def test_the_cepstrum_is_taken_behind_the_augmentation() -> None:
+    encoder = AudioEncoder(AudioSettings(encoder="conformer_nano", features="mfcc"), SAMPLES)
+    shapes: list[tuple[int, ...]] = []
+    for layer in (encoder.augment, encoder.stem):
+        layer.register_forward_hook(lambda _, given, made: shapes.append(tuple(given[0].shape)))
+    encoder(sounds())
+    assert [shape[1:] for shape in shapes] == [(48, 80), (40, 48)]  # frames of bands, then coefficients over frames
 
 
 def test_speech_is_augmented_in_training_only() -> None:
@@ -239,13 +261,13 @@ def test_weights_are_loaded_from_a_local_safetensors(tmp_path: Path, modality: s
 
 def test_imagenet_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
-    build, dim = IMAGE_ENCODERS["mobilenet_v3_small"]
+    row = IMAGE_ENCODERS["mobilenet_v3_small"]
 
     def stand_in(weights: str | None) -> torch.nn.Module:
         asked.append(weights)
-        return build(weights=None)
+        return row.build(weights=None)
 
-    monkeypatch.setitem(encoders.IMAGE_ENCODERS, "mobilenet_v3_small", (stand_in, dim))
+    monkeypatch.setitem(encoders.IMAGE_ENCODERS, "mobilenet_v3_small", row._replace(build=stand_in))
     ImageEncoder(ImageSettings(weights="imagenet"))
     ImageEncoder(ImageSettings())
     assert asked == ["IMAGENET1K_V1", None]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.fft
 import scipy.signal
 import torch
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.transforms import MFCC, MelSpectrogram
 from torchvision.transforms import v2
 
 from edgefuse.train.frontends import (
+    CEPSTRUM,
     HOP,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,6 +20,7 @@ from edgefuse.train.frontends import (
     SAMPLE_RATE,
     SILENCE,
     WINDOW,
+    Cepstrum,
     LogMel,
     PixelNorm,
     dft_basis,
@@ -71,6 +74,21 @@ def test_log_mel_is_torchaudios_minus_the_mean_of_the_sounding_frames() -> None:
     np.testing.assert_allclose(LogMel()(audio).numpy(), expected, atol=2e-3)
 
 
+def test_the_cepstrum_is_scipys_orthonormal_dct() -> None:
+    frames = torch.randn(2, 5, MELS, generator=torch.Generator().manual_seed(0))
+    expected = scipy.fft.dct(frames.double().numpy(), type=2, norm="ortho")[..., :CEPSTRUM]
+    np.testing.assert_allclose(Cepstrum()(frames).numpy(), expected, atol=1e-5)
+
+
+def test_the_cepstrum_of_log_mel_is_torchaudios_mfcc_minus_its_mean() -> None:
+    audio = speech_like()  # no frame of it is silent
+    bands = {"n_fft": WINDOW, "hop_length": HOP, "n_mels": MELS, "center": False, "norm": "slaney"}
+    oracle = MFCC(SAMPLE_RATE, CEPSTRUM, log_mels=True, melkwargs={**bands, "mel_scale": "slaney"})
+    expected = oracle(10 * audio).transpose(1, 2)  # our powers are 100 times theirs; both add 1e-6 before the log
+    expected = expected - expected.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(Cepstrum()(LogMel()(audio)), expected, atol=1e-2, rtol=1e-3)
+
+
 def test_loudness_does_not_matter_above_the_floor() -> None:
     audio = speech_like()
     torch.testing.assert_close(LogMel()(audio), LogMel()(audio * 0.25), atol=0.1, rtol=0)
@@ -97,6 +115,6 @@ def test_the_loudest_sound_stays_finite() -> None:
 
 
 def test_the_front_ends_have_nothing_to_learn_or_to_save() -> None:
-    for layer in (PixelNorm(), LogMel()):
+    for layer in (PixelNorm(), LogMel(), Cepstrum()):
         assert not list(layer.parameters())
         assert not layer.state_dict()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgefuse.train.fusion import FUSIONS, Attention, Concat, Gated, LowRank, Sum, Weighted
+from edgefuse.train.fusion import FUSIONS, Attention, Concat, Gated, LowRank, Precise, Sum, Weighted
 
 M, DIM, COUNTS = 3, 8, (4, 1, 2)
 
@@ -62,7 +62,9 @@ def test_every_parameter_learns(kind: str) -> None:
     fused.square().sum().backward()
     for name, parameter in fusion.named_parameters():
         # The same shift of every key moves every score alike, which a softmax does not see.
-        if (kind, name) not in {("attention", "key.bias"), ("attention", "mix.self_attn.in_proj_bias")}:
+        same_shift = (kind, name) in {("attention", "key.bias"), ("attention", "mix.self_attn.in_proj_bias")}
+        one_token = kind == "bottleneck" and "read.1.query" in name  # nothing to choose from
+        if not same_shift and not one_token:
             assert parameter.grad is not None, name
             assert parameter.grad.abs().amax() > 1e-7, name
 
@@ -120,6 +122,52 @@ def test_a_gated_modality_alone_is_its_transformed_mean() -> None:
     assert isinstance(fusion, Gated)
     fused, _ = fusion(tokens, torch.tensor([[0.0, 1, 0]]).expand(2, -1))
     torch.testing.assert_close(fused, torch.tanh(fusion.transform[1](tokens[1].mean(dim=1))), atol=1e-6, rtol=1e-5)
+
+
+def test_the_precise_fusion_is_the_product_of_gaussians_with_a_standard_prior() -> None:
+    fusion, tokens = fusion_of("precise"), tokens_of(3)
+    assert isinstance(fusion, Precise)
+    means, logs = zip(
+        *(
+            expert(F.gelu(hidden(token.mean(dim=1)))).split([DIM, 1], dim=1)
+            for hidden, expert, token in zip(fusion.hidden, fusion.expert, tokens, strict=True)
+        ),
+        strict=True,
+    )
+    precision = torch.cat(logs, dim=1).exp()[:, :, None]  # [B, M, 1]
+    expected = (precision * torch.stack(means, dim=1)).sum(dim=1) / (1 + precision.sum(dim=1))  # of normal densities
+    fused, weights = fusion(tokens, torch.ones(3, M))
+    torch.testing.assert_close(fused, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights, (precision / precision.sum(dim=1, keepdim=True))[:, :, 0], atol=1e-5, rtol=1e-4)
+    alone = fusion(tokens, torch.tensor([[0.0, 1, 0]]).expand(3, -1))[0]
+    torch.testing.assert_close(alone, means[1] * logs[1].sigmoid(), atol=1e-5, rtol=1e-4)
+
+
+def test_the_weight_of_a_noisy_sensor_falls_and_the_other_one_answers() -> None:
+    """Two sensors see one of five classes, each through its own noise, from none to more than all."""
+    torch.manual_seed(0)
+    patterns = torch.randn(2, 5, 16)
+    fusion, classify = Precise(2, 16), nn.Linear(16, 5)
+    optimizer = torch.optim.Adam([*fusion.parameters(), *classify.parameters()], lr=5e-3)
+
+    def sensors(noise: Tensor) -> tuple[list[Tensor], Tensor]:
+        label = torch.randint(5, (len(noise),))
+        seen = patterns[:, label] + torch.randn(2, len(noise), 16) * noise.T[:, :, None]
+        return [token[:, None] for token in F.layer_norm(seen, (16,))], label  # as the head's projection does
+
+    for _ in range(300):
+        tokens, label = sensors(4 * torch.rand(128, 2) ** 2)
+        loss = F.cross_entropy(classify(fusion(tokens, torch.ones(128, 2))[0]), label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    told = {}
+    for level in (0.0, 4.0):
+        tokens, label = sensors(torch.tensor([[level, 0.2]]).expand(1000, -1))
+        fused, weights = fusion(tokens, torch.ones(1000, 2))
+        told[level] = float(weights[:, 0].detach().mean())
+        assert (classify(fused).argmax(dim=1) == label).float().mean() > 0.97
+    assert told[4.0] < told[0.0] - 0.1
 
 
 def test_the_read_out_of_attention_is_torchs_scaled_dot_product() -> None:

@@ -91,29 +91,26 @@ class Gated(nn.Module):
 
 
 class Precise(nn.Module):
-    """Precision-weighted: what a modality says of each channel counts as much as it is sure of it.
+    """Precision-weighted: what a modality says counts as much as it is sure of it.
 
     The product of Gaussian experts of MVAE (Wu & Goodman 2018) with a prior of mean 0 and precision 1: each modality
-    gives means and log-precisions, from its own tokens alone, and the fused mean is their precision-weighted average.
-    So a sensor that sees its own noise steps back, channel by channel, whatever the others hold (the dynamic fusion of
-    Han 2022, without its labels for confidence); where all are unsure, the answer is the prior's. The weights are the
-    mean shares of the precisions.
+    gives a mean and a log-precision, from its own tokens alone, and the fused mean is their precision-weighted average.
+    So a sensor that sees its own noise steps back, whatever the others hold (as in the dynamic fusion of Han 2022,
+    without its second classifiers); where all are unsure, the answer is the prior's.
     """
 
     def __init__(self, modalities: int, dim: int) -> None:
         super().__init__()
         self.hidden = nn.ModuleList(nn.Linear(dim, dim) for _ in range(modalities))
-        self.experts = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(modalities))
+        self.expert = nn.ModuleList(nn.Linear(dim, dim + 1) for _ in range(modalities))
 
     def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
-        """A softmax of log-precisions is the division by their sum; the prior's is 0."""
+        """A softmax of log-precisions divides by their sum; the prior, whose log-precision is 0, is always present."""
         hidden = F.gelu(_each(self.hidden, _means(tokens)))  # [B, M, D]
-        means, precision = _each(self.experts, hidden.transpose(0, 1)).chunk(2, dim=2)  # 2 x [B, M, D]
-        prior = torch.zeros_like(precision[:, :1])  # [B, 1, D]
-        always = torch.ones_like(presence[:, :1])  # [B, 1]
-        share = shares(torch.cat([prior, precision], dim=1), torch.cat([always, presence], dim=1)[:, :, None])
-        weights = shares(precision, presence[:, :, None]).mean(dim=2)  # [B, M]
-        return (share[:, 1:] * means).sum(dim=1), weights
+        told = _each(self.expert, hidden.transpose(0, 1))  # [B, M, D + 1]
+        means, precision = told[:, :, :-1], told[:, :, -1]  # [B, M, D], [B, M]
+        share = shares(F.pad(precision, (1, 0)), F.pad(presence, (1, 0), value=1.0))[:, 1:]  # [B, M]
+        return (share[:, :, None] * means).sum(dim=1), shares(precision, presence)
 
 
 class Attention(nn.Module):

@@ -1,0 +1,102 @@
+"""The picture networks: their cells stand where the table says, and their layers let cells know of each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.train.encoders import ImageEncoder
+from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayer, CellLayers, plane_waves
+from edgefuse.train.recipe import ImageSettings
+from tests.test_encoders import pictures
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+@pytest.mark.parametrize("size", [(64, 96), (75, 75), (65, 33)])
+def test_the_feature_map_has_the_channels_and_the_stride_of_the_row(name: str, size: tuple[int, int]) -> None:
+    row = IMAGE_ENCODERS[name]
+    features = row.build(weights=None).features[: row.blocks].eval()
+    with torch.no_grad():
+        found = features(torch.zeros(1, 3, *size))
+    assert found.shape == (1, row.dim, *(math.ceil(side / row.stride) for side in size))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small_16", "conv4"])
+@pytest.mark.parametrize("tokens", ["pooled", "all"])
+def test_cells_that_met_become_tokens_of_one_width(name: str, tokens: str) -> None:
+    settings = ImageSettings(encoder=name, height=64, width=96, layers=2, tokens=tokens)
+    encoder = ImageEncoder(settings).eval()
+    with torch.no_grad():
+        found = encoder(pictures())
+    assert encoder.count == (1 if tokens == "pooled" else 24)
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, CellLayers.DIM)
+
+
+def test_pooled_cells_that_met_are_their_mean() -> None:
+    torch.manual_seed(0)
+    settings = ImageSettings(encoder="conv4", height=64, width=96, layers=1)
+    pooled = ImageEncoder(settings).eval()
+    cells = ImageEncoder(settings.model_copy(update={"tokens": "all"})).eval()
+    cells.load_state_dict(pooled.state_dict())
+    with torch.no_grad():
+        expected = cells(pictures()).mean(dim=1, keepdim=True)
+        torch.testing.assert_close(pooled(pictures()), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cell_knows_of_one_far_away_only_with_layers() -> None:
+    torch.manual_seed(0)
+    for layers, knows in ((0, False), (1, True)):
+        encoder = ImageEncoder(ImageSettings(encoder="conv4", height=128, width=128, layers=layers, tokens="all"))
+        before = torch.full((1, 128, 128, 3), 128, dtype=torch.uint8)
+        after = before.clone()
+        after[:, 112:, 112:] = 255  # the last of 64 cells
+        with torch.no_grad():
+            change = (encoder.eval()(after) - encoder(before)).abs().amax(dim=2)[0]  # [64]
+        assert change[-1] > 1e-4
+        assert (change[0] > 1e-5) == knows
+
+
+def test_a_cell_layer_is_torchs_pre_norm_transformer_layer() -> None:
+    torch.manual_seed(0)
+    ours = CellLayer(16, 4).eval()
+    theirs = nn.TransformerEncoderLayer(16, 4, 32, 0.0, activation=F.silu, batch_first=True, norm_first=True).eval()
+    attention, feed_forward = ours.attention, ours.feed_forward
+    pairs = {
+        theirs.norm1: attention.norm,
+        theirs.self_attn.out_proj: attention.out,
+        theirs.norm2: feed_forward[0],
+        theirs.linear1: feed_forward[1],
+        theirs.linear2: feed_forward[4],
+    }
+    with torch.no_grad():
+        for copy, source in pairs.items():
+            copy.load_state_dict(source.state_dict())
+        theirs.self_attn.in_proj_weight.copy_(attention.qkv.weight)
+        theirs.self_attn.in_proj_bias.copy_(attention.qkv.bias)
+        cells = torch.randn(2, 9, 16)
+        torch.testing.assert_close(ours(cells), theirs(cells), atol=1e-5, rtol=1e-4)
+
+
+def test_two_cells_have_the_more_alike_positions_the_nearer_they_are() -> None:
+    waves = plane_waves(6, 6, 128).view(6, 6, 128)
+    alike = waves[0] @ waves[0, 0]  # [6], along a row
+    assert waves.shape == (6, 6, 128)
+    assert (alike[:3].diff() < 0).all()
+    torch.testing.assert_close(waves[:, 0] @ waves[0, 0], alike)  # height counts as width does
+
+
+def test_positions_are_learned() -> None:
+    layers = CellLayers(8, 3, 3, 1)
+    layers(torch.randn(2, 9, 8)).square().sum().backward()
+    assert layers.position.grad is not None
+
+
+@pytest.mark.parametrize("name", ["conv4", "conv3"])
+def test_a_network_without_pretrained_weights_refuses_them_in_one_line(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"image\.weights: found imagenet, which conv4 has none of; name a"):
+        ImageEncoder(ImageSettings(encoder=name, weights="imagenet"))
