@@ -52,6 +52,12 @@ def triage(out: Out, as_json: Json = False) -> None:
     run_verb("train.triage:triage", as_json, out)
 
 
+@data.command("driving")
+def driving(out: Out, as_json: Json = False) -> None:
+    """Generated streets and radar, a toy that no car may be driven by: what is to be done follows from both together."""
+    run_verb("train.driving:driving", as_json, out)
+
+
 @data.command("check")
 def check(
     manifest: Annotated[Path, typer.Argument(help="The .jsonl file.", show_default=False)],
@@ -62,3 +68,14 @@ def check(
 ) -> None:
     """Counts, balance, sizes, lengths, duplicates across splits, and every unreadable file. Exit 1 if there is one."""
     run_verb("train.data_check:check", as_json, manifest, out)
+
+
+@data.command("shard")
+def shard(
+    manifest: Annotated[Path, typer.Argument(help="The .jsonl file.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the shards.")],
+    size: Annotated[int, typer.Option(min=1, help="Megabytes that a shard holds.")] = 256,
+    as_json: Json = False,
+) -> None:
+    """Pack a manifest's files into tar shards; their index.json, also as a URL, then is a recipe's data.manifest."""
+    run_verb("train.shard:shard", as_json, manifest, out, size)

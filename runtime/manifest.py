@@ -4,7 +4,7 @@
 {"signal": "a.csv", "label": "brake"}
 
 Paths are relative to the manifest. `split` is "train" unless said; `answer_type` is a free name that results are
-grouped by.
+grouped by. Where the files lie in tar shards, their index.json takes the manifest's place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from edgefuse.runtime.bundle import MODALITIES, MODALITY_TABLE
 from edgefuse.runtime.errors import ManifestError
+from edgefuse.runtime.shards import index_lines, is_index, member
 
 SPLITS = ("train", "val", "test")
 _FILES = tuple(modality for modality, row in MODALITY_TABLE.items() if row.suffix is not None)
@@ -54,7 +55,7 @@ def read_manifest(
     """Read and check the lines of `split` (all where None), at most `limit` of them, evenly spread.
 
     Args:
-        path: the .jsonl file.
+        path: the .jsonl file, or the index.json of shards, on disk or as a URL.
         split: one of SPLITS.
         labels: labels that are allowed; where given, every line needs one of them.
         limit: take this many lines at most, at even distances, so that a sorted manifest stays representative.
@@ -94,11 +95,13 @@ def check_lines(path: Path) -> Iterator[Example | ManifestError]:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a .jsonl file; the last one is empty where the file ends with a line break.
+    """The lines of a .jsonl file, or of an index of shards; the last is empty where the file ends with a line break.
 
     Raises:
         ManifestError: it cannot be read, or is not UTF-8.
     """
+    if is_index(path):
+        return index_lines(path)
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also cut at a U+2028 in a text
     except OSError as error:
@@ -183,8 +186,8 @@ def is_unicode(value: str) -> bool:
 
 def existing_file(where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, bool]) -> str | None:
     """Absolute path of a sensor's file; `known_files` remembers the answers, since lines share files."""
-    if name is None:
-        return None
+    if name is None or member(name):  # a shard is opened when it is read
+        return name
     path = str(root / name)
     if path not in known_files:
         known_files[path] = Path(path).is_file()

@@ -13,6 +13,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgefuse.runtime.errors import MediaError
+from edgefuse.runtime.shards import member, read_member
 
 Pixels = NDArray[np.uint8]  # [H, W, 3] RGB, 0..255
 Pcm = NDArray[np.float32]  # [T] mono in [-1, 1]
@@ -29,13 +30,14 @@ _SILENT = 0
 
 
 def read_media(path: str | Path) -> bytes:
-    """The bytes of a picture or sound file.
+    """The bytes of a sensor's file, or of one inside a shard.
 
     Raises:
-        MediaError: missing, not readable or empty.
+        MediaError: missing, not readable, empty or altered.
     """
+    inside = member(str(path))
     try:
-        data = Path(path).read_bytes()
+        data = read_member(inside) if inside else Path(path).read_bytes()
     except OSError as error:
         raise MediaError(f"{path}: {error.strerror}; check the path") from None
     if not data:

@@ -21,6 +21,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import ManifestError, MediaError
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.preprocess import Tokenizer, prepared, sensors_of
+from edgefuse.runtime.shards import prefetch
 from edgefuse.train.corrupt import spoil_tensors, spoil_texts
 from edgefuse.train.distributed import ALONE, Place
 from edgefuse.train.model import specs_of
@@ -118,6 +119,7 @@ class Loader:
                 "input_ids": torch.from_numpy(np.concatenate(ids)),  # [U, L]
                 "attention_mask": torch.from_numpy(np.concatenate(mask)),  # [U, L]
             }
+        prefetch(values)
         rows = [self._decode(modality, value, example) for value, example in zip(values, owner, strict=True)]
         return {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in SENSOR_TENSORS[modality]}
 

@@ -16,7 +16,7 @@ class SyncedNorm(_BatchNorm):
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        super().__init__(norm.num_features, norm.eps, norm.momentum, dtype=norm.weight.dtype)
         self.load_state_dict(norm.state_dict())
 
     def forward(self, planes: Tensor) -> Tensor:
