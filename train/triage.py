@@ -91,10 +91,10 @@ def paint(seen: str, random: np.random.Generator) -> Pixels:
     if seen == "ringed":
         halo = skin * (1.1, 0.62, 0.62)
         _fill(picture, _outline(center, radius * random.uniform(1.6, 2.0), 0.04, random), halo)
-    _fill(picture, _outline(center, radius, 0.35 if seen == "ragged" else 0.04, random), brown)
+    _fill(picture, _outline(center, radius, 0.45 if seen == "ragged" else 0.04, random), brown)
     if seen == "ragged":
         aside = center + random.uniform(-0.4, 0.4, 2) * radius
-        _fill(picture, _outline(aside, radius * 0.5, 0.35, random), brown * 0.4)
+        _fill(picture, _outline(aside, radius * 0.5, 0.45, random), brown * 0.4)
     for _ in range(random.integers(0, 5)):  # hairs
         ends = random.integers(0, SIDE, (2, 2))
         cv2.line(picture, ends[0].tolist(), ends[1].tolist(), (skin * 0.4).tolist(), 1)

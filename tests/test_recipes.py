@@ -1,0 +1,109 @@
+"""The shipped recipes: each runs, small, on its own corpus, and has a page whose commands exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgefuse.runtime import cli, verbs
+from edgefuse.runtime.manifest import SPLITS
+from edgefuse.train import corpora, digits, home_commands, security_events, spoken, triage
+from edgefuse.train.recipe import RECIPES, load_recipe
+from edgefuse.train.train import train
+
+ROOT = Path(__file__).parent.parent
+NO_PAGE = {"reference", "easy_vqa_demo"}  # one for benchmarks, and one that easy_vqa's page tells of
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+PAGES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+SMALL = ["data.groups_per_step=8", "train.epochs=1", "train.validate_every=1"]
+
+
+def few_voices(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(spoken, "VAL_VARIANTS", spoken.VAL_VARIANTS[:1])
+    patch.setattr(spoken, "TEST_VARIANTS", spoken.TEST_VARIANTS[:1])
+    patch.setattr(spoken, "flite_voices", tuple)
+
+
+def small_home(out: Path, patch: pytest.MonkeyPatch) -> None:
+    few_voices(patch)
+    patch.setattr(home_commands, "ROOMS", {"train": 40, "val": 2, "test": 1})
+    home_commands.home_commands(out, voices=1)
+
+
+def small_security(out: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(security_events, "LINES", {"train": 20, "val": 10, "test": 5})
+    security_events.security_events(out, voices=1)
+
+
+def small_triage(out: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(triage, "LINES", {"train": 24, "val": 12, "test": 12})
+    triage.triage(out)
+
+
+def small_digits(out: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(digits, "OF_EACH_DIGIT", dict.fromkeys(SPLITS, 1))
+    patch.setattr(digits, "LINES_PER_DIGIT", dict.fromkeys(SPLITS, 1))
+    digits.av_digits(out, voices=1)
+
+
+def small_vqa(out: Path, patch: pytest.MonkeyPatch) -> None:
+    few_voices(patch)
+    corpora.easy_vqa(out, voices=1)
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    few = [row for split in ("train", "val") for row in [each for each in rows if each["split"] == split][:200]]
+    (out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in few))
+
+
+MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
+    "home_commands": small_home,
+    "security_events": small_security,
+    "triage": small_triage,
+    "av_digits": small_digits,
+    "easy_vqa": small_vqa,
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_recipe_runs_small_on_its_own_corpus(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MAKERS[name](tmp_path / "data", monkeypatch)
+    told = train(name, [f"data.manifest={tmp_path / 'data' / 'manifest.jsonl'}", *SMALL], tmp_path / "run")
+    recipe = load_recipe(name, [])
+    assert set(told["accuracy"]) == set(recipe.data.subsets)
+    assert all(0 <= value <= 1 for value in told["accuracy"].values())
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_called_as_its_file_and_names_the_command_that_makes_its_data(name: str) -> None:
+    recipe = load_recipe(name, [])
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert recipe.name == name
+    if name not in NO_PAGE:
+        folder = Path(recipe.data.manifest).parent
+        assert f"edgefuse data {name.replace('_', '-')} --out {folder}" in text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_PAGE])
+def test_a_recipe_has_a_page_with_its_commands(name: str) -> None:
+    page = (ROOT / "docs" / "recipes" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name}\n")
+    assert f"edgefuse data {name.replace('_', '-')} --out {Path(load_recipe(name, []).data.manifest).parent}\n" in page
+    assert f"edgefuse train {name} --out" in page
+    assert "**generated**" in page
+    assert re.findall(r"^## (\w+)", page, flags=re.MULTILINE) == ["Data", "Train", "Expected", "Limits"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_commands_of_a_page_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "_call", lambda *arguments, **options: {})
+    commands = re.findall(r"^edgefuse (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(shlex.split(re.split(r"\s{3,}", command)[0]))
+        assert not stop.value.code, command
