@@ -21,7 +21,7 @@ VERBS = [
     "eval", "robust", "attack", "run", "bench", "data",
 ]  # fmt: skip
 DATA_VERBS = [
-    "easy-vqa", "relational-vqa", "av-digits", "home-commands", "security-events", "triage", "check",
+    "easy-vqa", "relational-vqa", "av-digits", "home-commands", "security-events", "triage", "check", "shard",
 ]  # fmt: skip
 
 

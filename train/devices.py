@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -37,7 +37,8 @@ def on_device(place: torch.device) -> Iterator[None]:
     if place.type == "cpu":
         yield
         return
-    with place, torch.autocast(place.type, torch.bfloat16, enabled=_has_bfloat16(place)):
+    precision = torch.autocast(place.type, torch.bfloat16) if _has_bfloat16(place) else nullcontext()
+    with place, precision:
         yield
 
 
