@@ -48,13 +48,13 @@ def add_lora(encoder: TextEncoder, rank: int) -> tuple[int, int]:
         How many parameters learn now, and how many the encoder had.
     """
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, LoraModel
     except ImportError:
         raise MissingExtraError("text.lora needs peft; install edgefuse[train]") from None
     total = sum(parameter.numel() for parameter in encoder.parameters())
     matrices = [name for name, m in encoder.bert.named_modules() if isinstance(m, nn.Linear) and _IN_LAYER.search(name)]
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=matrices)
-    encoder.bert = get_peft_model(encoder.bert, settings)
+    encoder.bert = LoraModel(encoder.bert, settings, "default")
     return sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad), total
 
 
