@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -255,7 +256,7 @@ def test_weights_are_loaded_from_a_local_safetensors(tmp_path: Path, modality: s
     (tmp_path / "weights.safetensors").write_bytes(b"\x80\x04not safetensors")
     with pytest.raises(RecipeError, match="does not fit this encoder"):
         build(path)
-    with pytest.raises(RecipeError, match=r"does not exist; give a \.safetensors file saved from"):
+    with pytest.raises(RecipeError, match=r"does not exist; give a \.safetensors file of the same"):
         build(str(tmp_path / "gone.safetensors"))
 
 
@@ -271,6 +272,33 @@ def test_imagenet_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> N
     ImageEncoder(ImageSettings(weights="imagenet"))
     ImageEncoder(ImageSettings())
     assert asked == ["IMAGENET1K_V1", None]
+
+
+@pytest.mark.parametrize("name", IMAGE_ENCODERS)
+def test_one_picture_of_one_cell_is_learned_from_and_leaves_the_norms_of_its_batch_alone(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = ImageEncoder(ImageSettings(encoder=name, height=IMAGE_ENCODERS[name].stride, width=32)).train()
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.running_var.clone() for norm in norms]
+    if encoder.cells == 1:
+        encoder(pictures(1, 32, 32)).sum().backward()
+        assert all(torch.equal(norm.running_var, value) for norm, value in zip(norms, before, strict=True))
+        assert encoder.features[0][0].weight.grad is not None
+    encoder(pictures(2, 32, 32))
+    assert all(norm.training for norm in norms)
+    assert not torch.equal(norms[0].running_var, before[0])
+
+
+def test_a_text_encoder_by_its_config_has_the_layers_of_the_pretrained_one(distilbert_folder: Path) -> None:
+    settings = TextSettings(encoder=str(distilbert_folder), max_tokens=12)
+    pretrained = TextEncoder(settings, vocabulary=50).eval()
+    config = json.loads(json.dumps(pretrained.bert.config.to_dict()))  # as run.json keeps it
+    (distilbert_folder / "config.json").unlink()
+    bare = TextEncoder(settings, vocabulary=50, config=config).eval()
+    bare.load_state_dict(pretrained.state_dict())
+    ids = torch.tensor([[2, 7, 8, 3]], dtype=torch.int32)
+    with torch.no_grad():
+        assert torch.equal(bare(ids, ids.new_ones(1, 4)), pretrained(ids, ids.new_ones(1, 4)))
 
 
 def test_an_unknown_encoder_names_the_table() -> None:

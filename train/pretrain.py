@@ -25,7 +25,7 @@ from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.train.adapters import lora_adapters
 from edgefuse.train.data import Batch, Loader, TrainingSteps
 from edgefuse.train.devices import on_device
-from edgefuse.train.distributed import agreed, gathered, part_ways
+from edgefuse.train.distributed import agreed, first, gathered, here, joined, part_ways
 from edgefuse.train.fit import run_steps
 from edgefuse.train.losses import contrastive_loss, found_partners
 from edgefuse.train.model import new_encoders
@@ -69,30 +69,31 @@ def pretrain(recipe: str, overrides: list[str], out: Path) -> dict[str, Any]:
         RecipeError: the recipe does not fit, or `out` holds a run of another recipe.
         ManifestError: a line of the data cannot be used.
     """
-    settings = _every_sensor(load_recipe(recipe, overrides))
-    data = settings.data
-    examples = read_manifest(data.manifest)
-    training = readable(settings, _paired(settings, read_manifest(data.manifest, split="train", limit=data.limit)))
-    validation = _paired(settings, [example for example in examples if example.split == "val"])
-    if settings.train.patience and not validation:
-        raise RecipeError(f"{data.manifest}: no val line to stop early by; add some, or set train.patience=0")
-    run = open_or_start(out, settings, (), training)
+    with joined():
+        return _pretrain(_every_sensor(load_recipe(recipe, overrides)), out)
+
+
+def _pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
+    with first():
+        training, validation, labels = _lines(recipe)
+        run = open_or_start(out, recipe, (), training)
     if "retrieval" in run.document:
         return _result(run)
-    torch.manual_seed(settings.train.seed)
-    model = run.settled(Aligner(settings, run.vocabulary))
-    loader = Loader(settings, label_names(examples), run.text_tokenizer())
-    steps = TrainingSteps(settings, training, loader)
-    with lora_adapters(model, settings):
+    torch.manual_seed(recipe.train.seed)
+    model = run.settled(Aligner(recipe, run.vocabulary))
+    loader = Loader(recipe, labels, run.text_tokenizer(), here())
+    with lora_adapters(model, recipe):
         scores = run_steps(
             model,
-            steps,
-            settings,
+            TrainingSteps(recipe, training, loader),
+            recipe,
             out,
             loss=lambda batch: aligned_loss(model, batch),
             score=lambda candidate: retrieval(candidate, loader, validation),
         )
-    run.finish(model, {"retrieval": scores})
+    if here().rank == 0:
+        run.finish(model, {"retrieval": scores})
+    run.document["retrieval"] = scores
     return _result(run)
 
 
@@ -101,9 +102,9 @@ def aligned_loss(model: Aligner, batch: Batch) -> tuple[Tensor, dict[str, float]
     part_ways()
     embeddings = model(batch)
     losses, found = [], []
-    for first, second, paired in _pairs(batch, list(model.encoders)):
-        losses.append(contrastive_loss(embeddings[first], embeddings[second], paired, model.scale))
-        found.append(found_partners(embeddings[first], embeddings[second], paired))
+    for one, other, paired in _pairs(batch, list(model.encoders)):
+        losses.append(contrastive_loss(embeddings[one], embeddings[other], paired, model.scale))
+        found.append(found_partners(embeddings[one], embeddings[other], paired))
     if not losses:  # a step whose lines have one sensor each learns nothing
         return 0.0 * model.log_scale, {}
     loss = torch.stack(losses).mean()
@@ -122,21 +123,21 @@ def retrieval(model: Aligner, loader: Loader, examples: Sequence[Example]) -> di
         batch = loader.batch(part, [e.audio for e in part], present).to(place)
         with on_device(place):
             embeddings = model(batch)
-        for first, second, paired in _pairs(batch, list(model.encoders)):
-            shares[f"{first}+{second}"].append(found_partners(embeddings[first], embeddings[second], paired))
+        for one, other, paired in _pairs(batch, list(model.encoders)):
+            shares[f"{one}+{other}"].append(found_partners(embeddings[one], embeddings[other], paired))
     model.train()
     return agreed({pair: fmean(values) for pair, values in shares.items()})
 
 
 def _pairs(batch: Batch, modalities: Sequence[str]) -> Iterator[tuple[str, str, Tensor]]:
-    """Every two modalities, and which of their distinct sensors a line shows together [U_first, U_second]."""
+    """Every two modalities, and which of their distinct sensors a line shows together [U_one, U_other]."""
     column = {m: number for number, m in enumerate(modalities)}
-    for first, second in itertools.combinations(batch.index, 2):
-        lines = (batch.presence[:, [column[first], column[second]]] > 0.5).all(dim=1)  # [B]
+    for one, other in itertools.combinations(batch.index, 2):
+        lines = (batch.presence[:, [column[one], column[other]]] > 0.5).all(dim=1)  # [B]
         if lines.any():
-            paired = torch.zeros(batch.distinct(first), batch.distinct(second), dtype=torch.bool, device=lines.device)
-            paired[batch.index[first][lines], batch.index[second][lines]] = True
-            yield first, second, paired
+            paired = torch.zeros(batch.distinct(one), batch.distinct(other), dtype=torch.bool, device=lines.device)
+            paired[batch.index[one][lines], batch.index[other][lines]] = True
+            yield one, other, paired
 
 
 def _every_sensor(recipe: Recipe) -> Recipe:
@@ -155,6 +156,17 @@ def _paired(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
             f"{recipe.data.manifest}: no {examples[0].split} line has two of {names}; pretraining pairs them"
         )
     return paired
+
+
+def _lines(recipe: Recipe) -> tuple[list[Example], list[Example], tuple[str, ...]]:
+    """Training lines, validation lines where there are some, and the labels, which nothing asks for."""
+    data = recipe.data
+    examples = read_manifest(data.manifest)
+    training = readable(recipe, _paired(recipe, read_manifest(data.manifest, split="train", limit=data.limit)))
+    validation = _paired(recipe, [example for example in examples if example.split == "val"])
+    if recipe.train.patience and not validation:
+        raise RecipeError(f"{data.manifest}: no val line to stop early by; add some, or set train.patience=0")
+    return training, validation, label_names(examples)
 
 
 def _result(run: Run) -> dict[str, Any]:
