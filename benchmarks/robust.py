@@ -66,9 +66,9 @@ def robust(
 
     Returns:
         {clean: {subset: score}, matrix: {corruption: {severity: {subset: score}}}, summary: {subset: ...}, fused,
-        levels, n, ...}. The summary is like the relative mean corruption error of Hendrycks & Dietterich (2019), with the
-        clean input in place of AlexNet: points lost, on average over severities, then over corruptions. `fused` says
-        for each cell how many points all sensors are above the best single one, with a paired 95 % interval.
+        levels, n, ...}. The summary is like the relative mean corruption error of Hendrycks & Dietterich (2019), with
+        the clean input in place of AlexNet: points lost, on average over severities, then over corruptions. `fused`
+        says for each cell how many points all sensors are above the best single one, with a paired 95 % interval.
 
     Raises:
         OptionError: a corruption that does not exist, or of a sensor that the bundle lacks.

@@ -180,9 +180,8 @@ def test_a_limited_band_keeps_what_is_below_its_edge_and_nothing_above(severity:
     noise = (0.1 * draws(3).standard_normal(RATE_HZ)).astype(np.float32)
     frequency_hz, before = scipy.signal.welch(noise, RATE_HZ, nperseg=1024)
     _, after = scipy.signal.welch(CORRUPTIONS["band_limit"](noise, severity, draws()), RATE_HZ, nperseg=1024)
-    np.testing.assert_allclose(
-        after[frequency_hz < cut_hz - EDGE_HZ], before[frequency_hz < cut_hz - EDGE_HZ], rtol=0.02
-    )
+    kept = (frequency_hz > 0) & (frequency_hz < cut_hz - EDGE_HZ)
+    np.testing.assert_allclose(after[kept], before[kept], rtol=0.02)
     assert after[frequency_hz > cut_hz + EDGE_HZ].max() < 1e-4 * before.mean()
 
 
@@ -212,12 +211,12 @@ def test_a_clipped_sine_is_flat_at_its_old_peak(severity: int) -> None:
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_typos_hit_the_stated_share_of_the_letters_only(severity: int) -> None:
-    letters, digits = "a" * 4000, "0123 4567 !?" * 300
+    letters, digits = "a" * 40_000, "0123 4567 !?" * 300
     changed = CORRUPTIONS["typos"](letters, severity, draws())
     share = CORRUPTIONS["typos"].levels[severity - 1]
     beside = sum(letter == "s" for letter in changed)  # the only key beside a
-    assert beside / 4000 == pytest.approx(share / 4, rel=0.25)
-    assert abs(len(changed) - 4000) < 4000 * share * 0.15  # as many left out as doubled
+    assert beside / 40_000 == pytest.approx(share / 4, rel=0.15)
+    assert abs(len(changed) - 40_000) < 40_000 * share * 0.05  # as many left out as doubled
     assert CORRUPTIONS["typos"](digits, severity, draws()) == digits
 
 
