@@ -109,6 +109,14 @@ def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
+def rows_of_corpus(**changes: Any) -> list[dict[str, Any]]:
+    """The corpus with absolute paths; a change of None takes the key out of every line."""
+    rows = [json.loads(line) for line in corpus().read_text().splitlines()]
+    for row in rows:
+        row.update({key: str(corpus().parent / row[key]) for key in ("image", "audio")} | changes)
+    return [{key: value for key, value in row.items() if value is not None} for row in rows]
+
+
 def tiny_tokenizer() -> Tokenizer:
     """The tokenizer that the tiny recipe learns."""
     return Tokenizer(learn_wordpiece(QUESTIONS, 8000).to_str().encode(), 8)
