@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.train.settings import AudioSettings, ImageSettings, SignalSettings, TextSettings
+from edgefuse.train.settings import AudioSettings, ImageSettings, Settings, SignalSettings, TextSettings
 
-Size = Literal["nano", "small", "base"]
+SIZES = ("nano", "small", "base")
 # Family of encoders: its row and that row's width, for each size. The learning rate shrinks as the width grows
-# (muP, Yang 2022): what trains a row of 96 channels makes one of 768 diverge. Batch norms keep MobileNet and TCN at one rate.
-ROWS: dict[str, dict[Size, tuple[str, int]]] = {
+# (muP, Yang 2022): what trains a row of 96 channels makes one of 768 diverge. Batch norms keep MobileNet and the
+# temporal convolutions at one rate.
+ROWS: dict[str, dict[str, tuple[str, int]]] = {
     "mobilenet": {
         "nano": ("mobilenet_v3_small", 1),
         "small": ("mobilenet_v3_small", 1),
@@ -24,8 +25,13 @@ ROWS: dict[str, dict[Size, tuple[str, int]]] = {
     },
     "tcn": {"nano": ("tcn_nano", 1), "small": ("tcn_small", 1), "base": ("tcn_base", 1)},
 }
-SECTIONS = {"image": ImageSettings, "audio": AudioSettings, "text": TextSettings, "signal": SignalSettings}
-FUSION: dict[Size, dict[str, int]] = {
+SECTIONS: dict[str, type[Settings]] = {
+    "image": ImageSettings,
+    "audio": AudioSettings,
+    "text": TextSettings,
+    "signal": SignalSettings,
+}
+FUSION: dict[str, dict[str, int]] = {
     "nano": {"dim": 64, "hidden": 128},
     "small": {"dim": 128, "hidden": 256},
     "base": {"dim": 256, "hidden": 512},
@@ -38,8 +44,8 @@ def resize(document: dict[str, Any], size: str) -> None:
     Raises:
         RecipeError: there is no such size.
     """
-    if size not in get_args(Size):
-        raise RecipeError(f"size {size!r} is unknown; choose one of {', '.join(get_args(Size))}")
+    if size not in SIZES:
+        raise RecipeError(f"size {size!r} is unknown; choose one of {', '.join(SIZES)}")
     for modality, settings in SECTIONS.items():
         section = document.get(modality)
         if not isinstance(section, dict):

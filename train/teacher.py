@@ -55,9 +55,10 @@ class Answers:
 
     def _principal_axes(self) -> dict[str, Tensor]:
         count = sum(len(shard["fused"]) for shard in self.shards)
-        mean = torch.stack([shard["fused"].double().sum(dim=0) for shard in self.shards]).sum(dim=0) / count  # [E]
-        scatter = [(x := shard["fused"].double() - mean).T @ x for shard in self.shards]  # each [E, E]
-        variance, axes = torch.linalg.eigh(torch.stack(scatter).sum(dim=0) / count)  # ascending
+        nothing = torch.zeros(self.shards[0]["fused"].shape[1], dtype=torch.float64)  # [E]
+        mean = sum((shard["fused"].double().sum(dim=0) for shard in self.shards), nothing) / count  # [E]
+        products = ((x := shard["fused"].double() - mean).T @ x for shard in self.shards)
+        variance, axes = torch.linalg.eigh(sum(products, torch.outer(nothing, nothing)) / count)  # ascending
         scale = variance.mean().clamp(min=1e-12).sqrt()
         return {"mean": mean.float(), "axes": (axes.flip(1) / scale).float().contiguous()}
 
