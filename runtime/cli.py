@@ -130,7 +130,7 @@ def distill(
 
 
 @app.command()
-def compare(
+def gain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
     *,
@@ -142,9 +142,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Measure what distillation gives: students with and without teachers, over several seeds, on the test lines."""
-    run_verb(
-        "train.compare:compare", as_json, recipe, overrides or [], teacher, out, size=size, seeds=seeds, quick=quick
-    )
+    run_verb("train.gain:gain", as_json, recipe, overrides or [], teacher, out, size=size, seeds=seeds, quick=quick)
 
 
 @app.command()

@@ -17,11 +17,11 @@ from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "init", "train", "pretrain", "distill", "compare", "crossval", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
+    "demo", "init", "train", "pretrain", "distill", "gain", "crossval", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
     "eval", "robust", "attack", "run", "bench", "data",
 ]  # fmt: skip
 DATA_VERBS = [
-    "easy-vqa", "relational-vqa", "av-digits", "home-commands", "security-events", "triage", "check", "shard",
+    "easy-vqa", "relational-vqa", "av-digits", "fsdd", "home-commands", "security-events", "triage", "check", "shard",
 ]  # fmt: skip
 
 

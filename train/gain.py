@@ -1,4 +1,4 @@
-"""What distillation gives: `python train/compare.py av_digits --teacher runs/t --out runs/gain`, as `edgefuse compare`.
+"""What distillation gives: `python train/gain.py av_digits --teacher runs/t --out runs/gain`, as `edgefuse gain`.
 
 For each seed two students are trained on the same steps from the same weights, one of them with the teachers, and both
 are tested on the lines of split "test". Every student is a run of its own in the folder, so a call that was cut off
@@ -31,11 +31,11 @@ from edgefuse.train.runs import Run
 from edgefuse.train.teacher import answers
 from edgefuse.train.train import train
 
-RESULT_FILE = "compare.json"
+RESULT_FILE = "gain.json"
 QUICK_SEEDS, QUICK_EPOCHS = 2, 2
 
 
-def compare(
+def gain(
     recipe: str,
     overrides: list[str],
     teachers: Sequence[Path],
@@ -142,4 +142,4 @@ def _cost(run: Run, lines: Sequence[Example]) -> dict[str, int]:
 if __name__ == "__main__":
     from edgefuse.runtime.cli import main
 
-    main(["compare", *sys.argv[1:]])
+    main(["gain", *sys.argv[1:]])
