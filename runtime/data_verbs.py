@@ -34,6 +34,16 @@ def av_digits(out: Out, voices: Voices = 60, as_json: Json = False) -> None:
     run_verb("train.corpora:av_digits", as_json, out, voices)
 
 
+@data.command("fsdd")
+def fsdd(
+    recordings: Annotated[Path, typer.Option("--from", help="Folder of the dataset's recordings.")],
+    out: Annotated[Path, typer.Option(help="Folder of the manifests.")],
+    as_json: Json = False,
+) -> None:
+    """Spoken digits of people (Free Spoken Digit Dataset, on your disk): a manifest for each speaker left out."""
+    run_verb("train.fsdd:fsdd", as_json, recordings, out)
+
+
 @data.command("home-commands")
 def home_commands(out: Out, voices: Voices = 48, as_json: Json = False) -> None:
     """Generated rooms and commands, typed and spoken: what is to be done depends on the state of the room."""
@@ -54,7 +64,7 @@ def triage(out: Out, as_json: Json = False) -> None:
 
 @data.command("driving")
 def driving(out: Out, as_json: Json = False) -> None:
-    """Generated streets and radar, a toy that no car may be driven by: what is to be done follows from both together."""
+    """Generated streets and radar, a toy that no car may be driven by: what is to be done follows from both."""
     run_verb("train.driving:driving", as_json, out)
 
 

@@ -15,6 +15,7 @@ from edgefuse.train.objective import batch_logits, validate
 from edgefuse.train.train import Run, train
 from tests.train_fixtures import (
     LINES,
+    QUESTIONS,
     corpus,
     loader_of,
     new_model,
