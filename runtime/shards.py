@@ -86,7 +86,7 @@ def index_lines(path: str | Path) -> list[str]:
         content = _fetch(path) if is_url(path) else Path(path).read_bytes()
         index = Index.model_validate_json(content)
         folder = path[: -len(path.rpartition("/")[2])]
-        files = [str(Member(folder + index.shards[shard], *place)) for shard, *place in index.files]
+        files = [str(Member(folder + index.shards[n], at, size, digest)) for n, at, size, digest in index.files]
         rows = ({key: files[v] if isinstance(v, int) else v for key, v in line.items()} for line in index.lines)
         return [json.dumps(row) for row in rows]
     except (OSError, MediaError) as error:

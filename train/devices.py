@@ -28,7 +28,7 @@ def keep_front_ends(model: nn.Module, kind: str) -> None:
     for module in model.modules():
         front_end = getattr(module, "frontend", None)
         if isinstance(front_end, nn.Module):
-            front_end.forward = torch.autocast(kind, enabled=False)(front_end.forward)  # type: ignore[method-assign]
+            front_end.forward = torch.autocast(kind, enabled=False)(front_end.forward)
 
 
 @contextmanager
