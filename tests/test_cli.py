@@ -21,7 +21,8 @@ VERBS = [
     "eval", "robust", "attack", "run", "bench", "data",
 ]  # fmt: skip
 DATA_VERBS = [
-    "easy-vqa", "relational-vqa", "av-digits", "fsdd", "home-commands", "security-events", "triage", "check", "shard",
+    "easy-vqa", "relational-vqa", "av-digits", "fsdd", "home-commands", "security-events", "triage", "driving", "check",
+    "shard",
 ]  # fmt: skip
 
 
