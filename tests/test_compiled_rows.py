@@ -20,7 +20,12 @@ from tests.optimize_fixtures import cosine, rtx_kernels
 from tests.test_export import head_inputs, head_part
 
 SAMPLES = 6400  # 0.4 s
-PICTURES = [("conv4", 2), ("conv3", 1), ("mobilenet_v3_small_16", 1), ("mobilenet_v3_small_8", 0)]  # row, layers
+PICTURES = [  # row, slots, layers
+    ("conv4", 6, 2),
+    ("conv3", 0, 1),
+    ("mobilenet_v3_small_16", 0, 1),
+    ("mobilenet_v3_small_8", 0, 0),
+]
 
 
 def goes_the_whole_way(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], folder: Path) -> Graph:
@@ -47,10 +52,10 @@ def goes_the_whole_way(module: nn.Module, inputs: dict[str, Tensor], outputs: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "layers"), PICTURES)
-def test_a_picture_network_and_its_layers_compile(name: str, layers: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "slots", "layers"), PICTURES)
+def test_a_picture_network_and_its_layers_compile(name: str, slots: int, layers: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    encoder = ImageEncoder(ImageSettings(encoder=name, height=64, width=64, layers=layers, tokens="all"))
+    encoder = ImageEncoder(ImageSettings(encoder=name, height=64, width=64, slots=slots, layers=layers, tokens="all"))
     pictures = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)
     for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = None  # one batch's statistics: with those it starts with, an untrained network fades

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.encoders import ImageEncoder
-from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayer, CellLayers, plane_waves
+from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayer, CellLayers, Slots, plane_waves
 from edgefuse.train.recipe import ImageSettings
 from tests.test_encoders import pictures
 
@@ -35,6 +35,23 @@ def test_cells_that_met_become_tokens_of_one_width(name: str, tokens: str) -> No
         found = encoder(pictures())
     assert encoder.count == (1 if tokens == "pooled" else 24)
     assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, CellLayers.DIM)
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_slots_stand_in_for_the_cells(layers: int) -> None:
+    settings = ImageSettings(encoder="conv4", height=64, width=96, slots=5, layers=layers, tokens="all")
+    encoder = ImageEncoder(settings).eval()
+    with torch.no_grad():
+        found = encoder(pictures())
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, 5, CellLayers.DIM)
+
+
+def test_a_slot_reads_as_torchs_scaled_dot_product_does() -> None:
+    torch.manual_seed(0)
+    slots, cells = Slots(3, 16), torch.randn(2, 9, 16)
+    normed = slots.norm(cells)
+    read = F.scaled_dot_product_attention(slots.query.expand(2, -1, -1), normed, normed)
+    torch.testing.assert_close(slots(cells), slots.value(read) + slots.query, atol=1e-5, rtol=1e-4)
 
 
 def test_pooled_cells_that_met_are_their_mean() -> None:
@@ -91,7 +108,7 @@ def test_two_cells_have_the_more_alike_positions_the_nearer_they_are() -> None:
 
 
 def test_positions_are_learned() -> None:
-    layers = CellLayers(8, 3, 3, 1)
+    layers = CellLayers(8, 3, 3, layers=1, slots=0)
     layers(torch.randn(2, 9, 8)).square().sum().backward()
     assert layers.position.grad is not None
 

@@ -51,11 +51,12 @@ class ImageEncoder(nn.Module):
             if isinstance(module, SqueezeExcitation):
                 module.avgpool = SpatialMean()
         rows, columns = math.ceil(settings.height / row.stride), math.ceil(settings.width / row.stride)
-        self.layers = CellLayers(row.dim, rows, columns, settings.layers) if settings.layers else None
-        self.dim = CellLayers.DIM if settings.layers else row.dim
+        met = settings.layers or settings.slots
+        self.layers = CellLayers(row.dim, rows, columns, settings.layers, settings.slots) if met else None
+        self.dim = CellLayers.DIM if met else row.dim
         self.pooled = settings.tokens == "pooled"
         self.cells = rows * columns
-        self.count = 1 if self.pooled else self.cells
+        self.count = 1 if self.pooled else settings.slots or self.cells
         if settings.weights and settings.weights != "imagenet":
             load_encoder(self, "image", settings.weights)
 
@@ -66,7 +67,7 @@ class ImageEncoder(nn.Module):
             return planes.mean(dim=(2, 3))[:, None]  # [B, 1, D]
         cells = planes.flatten(2).transpose(1, 2)  # [B, h * w, C]
         if self.layers is not None:
-            cells = self.layers(cells)  # [B, h * w, D]
+            cells = self.layers(cells)  # [B, h * w or slots, D]
         return cells.mean(dim=1, keepdim=True) if self.pooled else cells
 
     def _planes(self, pixels: Tensor) -> Tensor:

@@ -43,9 +43,7 @@ class Conv4(nn.Module):
 
 IMAGE_ENCODERS = {
     "mobilenet_v3_small": ImageNet(mobilenet_v3_small, 576),
-    "mobilenet_v3_small_16": ImageNet(
-        mobilenet_v3_small, 48, stride=16, blocks=9
-    ),  # finer cells
+    "mobilenet_v3_small_16": ImageNet(mobilenet_v3_small, 48, stride=16, blocks=9),  # finer cells
     "mobilenet_v3_small_8": ImageNet(mobilenet_v3_small, 24, stride=8, blocks=4),
     "mobilenet_v3_large": ImageNet(mobilenet_v3_large, 960),
     "mobilenet_v2": ImageNet(mobilenet_v2, 1280),
@@ -55,26 +53,46 @@ IMAGE_ENCODERS = {
 
 
 class CellLayers(nn.Module):
-    """Cells [B, N, C] to tokens [B, N, DIM] that know of each other: transformer layers over learned positions.
+    """Cells [B, N, C] to tokens [B, N or slots, DIM] that know of each other, by transformer layers.
 
-    How objects stand to each other is worked out here, once per picture, and not per question in the head.
+    How objects stand to each other is worked out here, once per picture, and not per question in the head. With slots,
+    as many learned queries read the cells first (Set Transformer, Lee 2019) and stand in for them: a handful of objects
+    to relate, and to ask, where there were dozens of cells.
     """
 
     DIM, HEADS = 128, 4
 
-    def __init__(self, channels: int, rows: int, columns: int, layers: int) -> None:
+    def __init__(self, channels: int, rows: int, columns: int, layers: int, slots: int) -> None:
         super().__init__()
+        self.count = slots or rows * columns
         self.project = nn.Linear(channels, self.DIM)
         self.position = nn.Parameter(plane_waves(rows, columns, self.DIM))
+        self.slots = Slots(slots, self.DIM) if slots else nn.Identity()
         self.layers = nn.ModuleList(CellLayer(self.DIM, self.HEADS) for _ in range(layers))
         self.norm = nn.LayerNorm(self.DIM)
 
     def forward(self, cells: Tensor) -> Tensor:
         """All layers."""
-        cells = self.project(cells) + self.position  # [B, N, DIM]
+        cells = self.slots(self.project(cells) + self.position)  # [B, N or slots, DIM]
         for layer in self.layers:
             cells = layer(cells)
         return self.norm(cells)
+
+
+class Slots(nn.Module):
+    """Learned queries [S, D] that each read the cells [B, N, D] they match: [B, S, D]."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(count, dim))
+        self.norm = nn.LayerNorm(dim)
+        self.value = nn.Linear(dim, dim)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """One head each: a slot looks for one kind of thing."""
+        cells = self.norm(cells)
+        share = (self.query @ cells.transpose(1, 2) / cells.shape[2] ** 0.5).softmax(dim=2)  # [B, S, N]
+        return self.value(share @ cells) + self.query  # [B, S, D]
 
 
 class CellLayer(nn.Module):

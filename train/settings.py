@@ -40,7 +40,8 @@ class ImageSettings(Settings):
     encoder: str = "mobilenet_v3_small"  # a row of encoders.IMAGE_ENCODERS
     height: int = Field(224, ge=32)  # pixels
     width: int = Field(224, ge=32)  # pixels
-    layers: int = Field(0, ge=0)  # transformer layers in which the cells of the last feature map meet
+    slots: int = Field(0, ge=0)  # learned queries that read the cells of the last feature map and stand in for them
+    layers: int = Field(0, ge=0)  # transformer layers in which the cells, or the slots, meet
     tokens: Tokens = "pooled"  # one token, or one per cell of the last feature map
     weights: str | None = None  # "imagenet" (torchvision's), a local .safetensors, or the folder of a run
     rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
