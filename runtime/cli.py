@@ -134,7 +134,8 @@ def gain(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
     *,
-    teacher: Annotated[list[Path], typer.Option(help="Folder of a trained run; may be repeated.")],
+    teacher: Annotated[list[Path] | None, typer.Option(help="Folder of a trained run; may be repeated.")] = None,
+    ensemble: Annotated[int, typer.Option(min=0, help="Train so many teachers like the students first.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of all runs; the same call goes on where it stopped.")],
     size: Size = None,
     seeds: Annotated[int, typer.Option(min=2, help="Pairs of students, each pair with a seed of its own.")] = 5,
@@ -142,7 +143,8 @@ def gain(
     as_json: Json = False,
 ) -> None:
     """Measure what distillation gives: students with and without teachers, over several seeds, on the test lines."""
-    run_verb("train.gain:gain", as_json, recipe, overrides or [], teacher, out, size=size, seeds=seeds, quick=quick)
+    counts: dict[str, Any] = {"seeds": seeds, "ensemble": ensemble, "quick": quick}
+    run_verb("train.gain:gain", as_json, recipe, overrides or [], teacher or [], out, size=size, **counts)
 
 
 @app.command()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from edgefuse.runtime.errors import OptionError
 from edgefuse.runtime.manifest import read_manifest
+from edgefuse.train import gain as module
 from edgefuse.train.gain import RESULT_FILE, gain, mean_interval
 from edgefuse.train.macs import parameters
 from edgefuse.train.objective import validate
@@ -61,3 +64,35 @@ def test_pairs_of_students_are_tested_and_kept(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("edgefuse.train.train.fit", lambda *_: pytest.fail("trained again"))
     assert gain(recipe, ["data.limit=12"], [trained_run()] * 2, tmp_path / "out", quick=True) == result
+
+
+def test_without_a_teacher_nothing_is_trained(tmp_path: Path) -> None:
+    recipe = str(write_recipe(tmp_path / "tiny.yaml"))
+    with pytest.raises(OptionError, match=r"^no teacher; give finished runs as --teacher, or train some by --ensemble"):
+        gain(recipe, [], [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_is_trained_like_the_students_from_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[tuple[str, Any]] = []
+    monkeypatch.setattr(module, "train", lambda recipe, changes, out, size: trained.append((out.name, changes)))
+    monkeypatch.setattr(
+        module, "distill", lambda recipe, changes, teachers, out, size: trained.append((out.name, teachers))
+    )
+    monkeypatch.setattr(module, "_test", lambda run: {"image": 1.0})
+    monkeypatch.setattr(module, "_result", lambda scores, student, teachers: {"teachers": len(teachers)})
+    monkeypatch.setattr(module.Run, "open", lambda folder: folder)
+    tmp_path.joinpath("out").mkdir()
+    result = gain("tiny", ["data.limit=12"], [trained_run()], tmp_path / "out", seeds=2, ensemble=2)
+    assert result["teachers"] == 3
+    teachers = [trained_run(), tmp_path / "out" / "teacher0", tmp_path / "out" / "teacher1"]
+    assert trained == [
+        ("teacher0", ["data.limit=12", "train.seed=1000"]),
+        ("teacher1", ["data.limit=12", "train.seed=1001"]),
+        ("plain0", ["data.limit=12", "train.seed=0"]),
+        ("distilled0", teachers),
+        ("plain1", ["data.limit=12", "train.seed=1"]),
+        ("distilled1", teachers),
+    ]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from edgefuse.runtime.errors import OptionError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.train.crossval import student_p
@@ -33,6 +34,7 @@ from edgefuse.train.train import train
 
 RESULT_FILE = "gain.json"
 QUICK_SEEDS, QUICK_EPOCHS = 2, 2
+TEACHER_SEED = 1000  # of the first of an ensemble, far from those of the students
 
 
 def gain(
@@ -42,10 +44,21 @@ def gain(
     out: Path,
     size: str | None = None,
     seeds: int = 5,
+    ensemble: int = 0,
     *,
     quick: bool = False,
 ) -> dict[str, Any]:
     """Train `seeds` pairs of students and test them.
+
+    Args:
+        recipe: of the students.
+        overrides: settings that differ, as key=value.
+        teachers: folders of finished runs.
+        out: a folder with gain.json and a run for every student.
+        size: of the students.
+        seeds: how many pairs.
+        ensemble: train so many more teachers first, each like an undistilled student.
+        quick: 2 pairs and 2 epochs.
 
     Returns:
         {n, seeds, kept, subsets: {subset: {plain, distilled, difference, low, high}}, cost: {student, teacher, share}}:
@@ -53,35 +66,45 @@ def gain(
         students' share of the accuracy of the teacher (all of them averaged), both shown all sensors.
 
     Raises:
+        OptionError: no teacher is given nor to be trained.
         RecipeError: as of `train` and `distill`.
         ManifestError: as of these, or there are no test lines.
     """
     if quick:
         seeds, overrides = QUICK_SEEDS, [*overrides, f"train.epochs={QUICK_EPOCHS}"]
+    if not ensemble and not teachers:
+        raise OptionError("no teacher; give finished runs as --teacher, or train some by --ensemble 5")
+    trained = [out / f"teacher{number}" for number in range(ensemble)]
+    for number, folder in enumerate(trained):
+        train(recipe, [*overrides, f"train.seed={TEACHER_SEED + number}"], folder, size)
+    teachers = [*teachers, *trained]
     scores: dict[str, list[dict[str, float]]] = {"plain": [], "distilled": []}
     for seed in range(seeds):
         changes = [*overrides, f"train.seed={seed}"]
-        folders = {kind: out / f"{kind}{seed}" for kind in scores}
-        train(recipe, changes, folders["plain"], size)
-        distill(recipe, changes, teachers, folders["distilled"], size)
-        for kind, folder in folders.items():
-            scores[kind].append(_test(Run.open(folder)))
-            told = "  ".join(f"{subset} {value:.4f}" for subset, value in scores[kind][-1].items())
+        train(recipe, changes, out / f"plain{seed}", size)
+        distill(recipe, changes, teachers, out / f"distilled{seed}", size)
+        for kind, rows in scores.items():
+            rows.append(_test(Run.open(out / f"{kind}{seed}")))
+            told = "  ".join(f"{subset} {value:.4f}" for subset, value in rows[-1].items())
             Console(stderr=True).print(f"seed {seed} {kind}: {told}", highlight=False)
-    student, runs = Run.open(out / "distilled0"), [Run.open(folder) for folder in teachers]
-    teacher_accuracy = _ensemble_accuracy(runs, student)
-    everything = np.mean([score[_all(student.recipe)] for score in scores["distilled"]])
-    result = {
-        "n": len(_test_lines(student)),
-        "seeds": seeds,
-        "teacher_accuracy": teacher_accuracy,
-        "kept": float(everything) / teacher_accuracy,
-        "subsets": {name: _row(*([s[name] for s in scores[kind]] for kind in scores)) for name in scores["plain"][0]},
-        "cost": _costs(student, runs),
-        "accuracies": scores,
-    }
+    result = _result(scores, Run.open(out / "distilled0"), [Run.open(folder) for folder in teachers])
     write_atomic(out / RESULT_FILE, json.dumps(result, indent=2).encode())
     return {**result, "file": str(out / RESULT_FILE)}
+
+
+def _result(scores: dict[str, list[dict[str, float]]], student: Run, teachers: Sequence[Run]) -> dict[str, Any]:
+    """What `gain` returns, from the accuracies of all students."""
+    teacher_accuracy = _ensemble_accuracy(teachers, student)
+    with_all = float(np.mean([score[_all(student.recipe)] for score in scores["distilled"]]))
+    return {
+        "n": len(_test_lines(student)),
+        "seeds": len(scores["plain"]),
+        "teacher_accuracy": teacher_accuracy,
+        "kept": with_all / teacher_accuracy if teacher_accuracy else None,
+        "subsets": {name: _row(*([s[name] for s in scores[kind]] for kind in scores)) for name in scores["plain"][0]},
+        "cost": _costs(student, teachers),
+        "accuracies": scores,
+    }
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
