@@ -72,7 +72,11 @@ def check(manifest: Path, out: Path | None = None) -> dict[str, Any]:
         **count_files(files),
         "texts": count_words(examples),
         "found": dict(Counter(finding.what for finding in findings)),
-        "unreadable": [f"{f.where}: {f.detail}" for f in findings if f.what in (UNREADABLE, BAD_LINE)],
+        "unreadable": [
+            {"where": finding.where, "problem": finding.detail}
+            for finding in findings
+            if finding.what in (UNREADABLE, BAD_LINE)
+        ],
         "findings": [asdict(finding) for finding in findings],
     }
     if out is not None:

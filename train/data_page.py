@@ -41,10 +41,10 @@ def page(manifest: Path, result: Mapping[str, Any], findings: Sequence[Finding],
         _section("Splits", _table(["split", *_columns(result["splits"])], _cells(result["splits"]))),
         _section("Labels", _bars(result["labels"])),
         _section("Lines by sensors", _table(["sensors", "lines"], [[k, str(n)] for k, n in result["sensors"].items()])),
-        *(_section(name.title(), _facts(result[name])) for name in ("pictures", "sounds", "texts")),
-        _section("Findings", _findings(findings), wide=True),
+        *(_section(k.title(), _facts(v)) for k in ("pictures", "sounds", "texts") if any((v := result[k]).values())),
+        _section("Findings", _findings(findings, manifest.parent), wide=True),
         *(
-            _section(title, _sheet(sensor, findings, files), wide=True)
+            _section(title, _sheet(sensor, findings, files, manifest.parent), wide=True)
             for sensor, title in (("image", "The worst pictures"), ("audio", "The worst sounds"))
             if any(kind == sensor for kind, _ in files)
         ),
@@ -102,11 +102,11 @@ def _wave(pcm: Pcm) -> Pixels:
     return drawn
 
 
-def _sheet(sensor: str, findings: Sequence[Finding], files: Files) -> str:
+def _sheet(sensor: str, findings: Sequence[Finding], files: Files, root: Path) -> str:
     figures = []
     for path, said in worst(sensor, findings, files):
         png = thumbnail(sensor, path)
-        caption = f"<figcaption>{escape(said)}<br><small>{escape(path)}</small></figcaption>"
+        caption = f"<figcaption>{escape(said)}<br><small>{escape(_below(root, path))}</small></figcaption>"
         if png is None:
             figures.append(f'<figure><div class="gone">{NOT_DRAWN}</div>{caption}</figure>')
         else:
@@ -115,13 +115,21 @@ def _sheet(sensor: str, findings: Sequence[Finding], files: Files) -> str:
     return f'<div class="sheet">{"".join(figures)}</div>'
 
 
-def _findings(findings: Sequence[Finding]) -> str:
+def _findings(findings: Sequence[Finding], root: Path) -> str:
     if not findings:
         return "<p>Nothing.</p>"
-    rows = [[f.what, f.where, f.detail, str(f.lines), f.path or ""] for f in findings[:LISTED]]
+    rows = [
+        [f.what, f.where.rpartition(":")[2], f.detail, str(f.lines), _below(root, f.path) if f.path else ""]
+        for f in findings[:LISTED]
+    ]
     more = len(findings) - LISTED
     note = f"<p>{more} more; edgefuse data check --json has all of them.</p>" if more > 0 else ""
     return _table(["finding", "first line", "detail", "lines", "file"], rows) + note
+
+
+def _below(root: Path, path: str) -> str:
+    """A path as the manifest says it."""
+    return str(Path(path).relative_to(root)) if Path(path).is_relative_to(root) else path
 
 
 def _bars(labels: Mapping[str, Mapping[str, int]]) -> str:

@@ -118,7 +118,7 @@ def commands() -> dict[str, list[Command]]:
 
 def draw_room(draw: random.Random) -> Room:
     """A room with every state as likely as any other."""
-    return Room(*(draw.randrange(2) for _ in ACTIONS), degrees=draw.choice(SHOWN))
+    return Room(**{thing: draw.randrange(2) for thing in ACTIONS}, degrees=draw.choice(SHOWN))
 
 
 def action(room: Room, command: Command) -> str:
