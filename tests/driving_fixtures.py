@@ -16,7 +16,7 @@ from edgefuse.train import driving
 from edgefuse.train.train import train
 
 LINES = {"train": 96, "val": 24, "test": 24}
-CHANGES = ["image.height=32", "image.width=32", "data.groups_per_step=16", "train.epochs=2"]
+CHANGES = ["image.height=64", "image.width=64", "data.groups_per_step=16", "train.epochs=2"]
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def corpus() -> Path:
 
 @functools.cache
 def trained_run() -> Path:
-    """The folder of a run of the shipped recipe on pictures of 32 x 32."""
+    """The folder of a run of the shipped recipe on pictures of 64 x 64."""
     run = _new_folder() / "run"
     train("driving", [f"data.manifest={corpus() / driving.MANIFEST}", *CHANGES], run)
     return run
