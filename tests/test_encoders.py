@@ -274,19 +274,17 @@ def test_imagenet_weights_are_torchvisions(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == ["IMAGENET1K_V1", None]
 
 
-@pytest.mark.parametrize("name", IMAGE_ENCODERS)
-def test_one_picture_of_one_cell_is_learned_from_and_leaves_the_norms_of_its_batch_alone(name: str) -> None:
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v2"])
+def test_one_picture_of_one_cell_is_learned_from_and_leaves_the_statistics_alone(name: str) -> None:
     torch.manual_seed(0)
-    encoder = ImageEncoder(ImageSettings(encoder=name, height=IMAGE_ENCODERS[name].stride, width=32)).train()
-    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    before = [norm.running_var.clone() for norm in norms]
-    if encoder.cells == 1:
-        encoder(pictures(1, 32, 32)).sum().backward()
-        assert all(torch.equal(norm.running_var, value) for norm, value in zip(norms, before, strict=True))
-        assert encoder.features[0][0].weight.grad is not None
+    encoder = ImageEncoder(ImageSettings(encoder=name, height=32, width=32)).train()
+    statistics = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder(pictures(1, 32, 32)).sum().backward()
+    assert all(torch.equal(value, statistics[name]) for name, value in encoder.named_buffers())
+    assert encoder.features[0][0].weight.grad is not None
+    assert all(module.training for module in encoder.modules())
     encoder(pictures(2, 32, 32))
-    assert all(norm.training for norm in norms)
-    assert not torch.equal(norms[0].running_var, before[0])
+    assert not any(torch.equal(v, statistics[n]) for n, v in encoder.named_buffers() if n.endswith("running_var"))
 
 
 def test_a_text_encoder_by_its_config_has_the_layers_of_the_pretrained_one(distilbert_folder: Path) -> None:

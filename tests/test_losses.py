@@ -8,20 +8,23 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist, pdist
 from scipy.spatial.distance import cosine as cosine_distance
-from scipy.spatial.distance import pdist
-from scipy.special import huber, log_softmax, rel_entr, softmax
+from scipy.special import huber, log_softmax, logsumexp, rel_entr, softmax
 from scipy.stats import ortho_group
 from sklearn.metrics import accuracy_score, log_loss, mean_squared_error
+from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from edgefuse.train.losses import (
     accuracy,
     alignment_loss,
     angle_loss,
+    contrastive_loss,
     distance_loss,
     distillation_loss,
     embedding_loss,
     ensemble_logits,
+    found_partners,
     task_loss,
 )
 
@@ -161,3 +164,43 @@ def test_relations_of_lines_in_one_place_have_a_finite_gradient(
         loss(lines, torch.tensor(arrays[1], dtype=torch.float32)).backward()
         assert lines.grad is not None
         assert float(lines.grad.abs().max()) < 10
+
+
+def test_the_contrastive_loss_is_clips_where_nothing_occurs_twice() -> None:
+    torch.manual_seed(0)
+    first, second, scale = torch.randn(6, 8).double(), torch.randn(6, 8).double(), torch.tensor(14.0).double()
+    similarity = scale * torch.nn.functional.normalize(first) @ torch.nn.functional.normalize(second).T
+    found = contrastive_loss(first, second, torch.eye(6, dtype=torch.bool), scale)
+    assert float(found) == pytest.approx(float(image_text_contrastive_loss(similarity)), rel=1e-9)
+
+
+def test_what_occurs_twice_is_no_wrong_answer() -> None:
+    """Two pictures have the same sentence: neither is a mistake for it, and each counts as if the other were away."""
+    random = np.random.default_rng(2)
+    first, second = random.normal(size=(4, 8)), random.normal(size=(3, 8))
+    paired = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=bool)
+    cosine = 1 - cdist(first, second, "cosine")
+    forth, back = [], []
+    for i, j in zip(*paired.nonzero(), strict=True):
+        row = [cosine[i, k] for k in range(3) if k == j or not paired[i, k]]
+        column = [cosine[k, j] for k in range(4) if k == i or not paired[k, j]]
+        forth.append(logsumexp(9 * np.array(row)) - 9 * cosine[i, j])
+        back.append(logsumexp(9 * np.array(column)) - 9 * cosine[i, j])
+    found = contrastive_loss(*map(torch.tensor, (first, second, paired)), torch.tensor(9.0))
+    assert float(found) == pytest.approx((np.mean(forth) + np.mean(back)) / 2, rel=1e-9)
+
+
+def test_where_all_belong_together_there_is_nothing_to_learn() -> None:
+    first, second = torch.randn(2, 4, requires_grad=True), torch.randn(3, 4)
+    loss = contrastive_loss(first, second, torch.ones(2, 3, dtype=torch.bool), torch.tensor(100.0))
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert first.grad is not None
+    assert not first.grad.any()
+
+
+def test_partners_are_found_where_the_nearest_is_one() -> None:
+    first = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    second = torch.tensor([[2.0, 0.1], [0.1, 3]])
+    paired = torch.tensor([[True, False], [True, False], [False, False]])  # the second is nearer to the other one
+    assert found_partners(first, second, paired) == pytest.approx(2 / 3)  # the third and the last have no partner

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,19 +129,19 @@ def test_a_killed_pretraining_ends_alike_and_a_training_starts_from_its_encoders
 
 
 def test_partners_are_learned() -> None:
-    batch, model = batch_of([{"image", "audio", "text"}] * 24)  # eight pictures, three sentences, five tones
-    batch = replace(batch, presence=batch.presence.clone(), index=dict(batch.index))
-    batch.index["image"] = batch.index["text"].clone()  # a sentence for each of three pictures
+    batch, model = batch_of([{"image", "text"}] * 24)
+    batch.index["image"] = batch.index["text"].clone()  # one sentence for each of three pictures
     batch.inputs["image"] = batch.inputs["image"][:3]
-    recipe = tiny_recipe(text={"rate": 0.3}, train={"learning_rate": 0.01})
+    recipe = tiny_recipe(text={"rate": 0.3})
     optimizer = new_optimizer(model.train(), recipe)
     terms = [
-        _optimise(model, optimizer, batch, recipe.train, step, 40, lambda given: aligned_loss(model, given))
-        for step in range(40)
+        _optimise(model, optimizer, batch, recipe.train, step, 25, lambda given: aligned_loss(model, given))
+        for step in range(25)
     ]
     assert terms[0]["found"] < 0.7
-    assert terms[-1]["found"] > 0.9
-    assert terms[-1]["contrast"] < 0.5 * terms[0]["contrast"]
+    assert terms[0]["contrast"] > 1.0  # log 3 is 1.1
+    assert terms[-1]["found"] == 1.0
+    assert terms[-1]["contrast"] < 0.1
 
 
 @pytest.mark.parametrize(

@@ -151,10 +151,8 @@ def _paired(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     """The lines that have two sensors or more."""
     paired = [example for example in examples if len(set(example.sensors) & set(recipe.modalities)) > 1]
     if examples and not paired:
-        names = ", ".join(recipe.modalities)
-        raise RecipeError(
-            f"{recipe.data.manifest}: no {examples[0].split} line has two of {names}; pretraining pairs them"
-        )
+        found = f"{recipe.data.manifest}: no {examples[0].split} line has two of {', '.join(recipe.modalities)}"
+        raise RecipeError(f"{found}; pretraining pairs what a line shows together")
     return paired
 
 
