@@ -17,8 +17,8 @@ from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "init", "train", "pretrain", "distill", "gain", "crossval", "qat", "export", "quantize", "check", "parity", "doctor", "build", "predict", "explain",
-    "eval", "robust", "attack", "run", "bench", "data",
+    "demo", "init", "train", "pretrain", "distill", "gain", "crossval", "qat", "export", "quantize", "check", "parity",
+    "doctor", "build", "predict", "explain", "eval", "robust", "attack", "run", "bench", "data",
 ]  # fmt: skip
 DATA_VERBS = [
     "easy-vqa", "relational-vqa", "av-digits", "fsdd", "home-commands", "security-events", "triage", "driving", "check",

@@ -57,7 +57,10 @@ def test_a_line_may_have_any_sensors(manifest, tmp_path):
         ('{"text": "\\ud800", "label": "yes"}', "text is not valid Unicode"),
         ({"text": 3, "label": "yes"}, "text is 3, it must be a string"),
         ({"txt": "t", "label": "yes"}, "unknown key 'txt'; did you mean 'text'?"),
-        ({"qqq": "t", "label": "yes"}, "unknown key 'qqq'; allowed: image, audio, text, signal, label, split, answer_type"),
+        (
+            {"qqq": "t", "label": "yes"},
+            "unknown key 'qqq'; allowed: image, audio, text, signal, label, split, answer_type",
+        ),
         ({"text": "t", "label": "yes", "split": "dev"}, "split 'dev' is unknown; allowed: train, val, test"),
         ({"text": "t", "label": "maybe"}, "label 'maybe'; the model knows: no, yes"),
         ({"text": "t"}, "no label; the model knows: no, yes"),

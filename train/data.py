@@ -121,7 +121,8 @@ class Loader:
             }
         prefetch(values)
         rows = [self._decode(modality, value, example) for value, example in zip(values, owner, strict=True)]
-        return {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in SENSOR_TENSORS[modality]}
+        names = SENSOR_TENSORS[modality]
+        return {name: torch.from_numpy(np.concatenate([row[name] for row in rows])) for name in names}
 
     def _decode(self, modality: str, value: str, example: Example) -> dict[str, NDArray[Any]]:
         """The tensors of one file, batch of one; names the manifest line where it fails."""
