@@ -21,7 +21,7 @@ from edgefuse.train.adversarial import with_adversary
 from edgefuse.train.checkpoint import Checkpoint
 from edgefuse.train.data import Batch, Loader, TrainingSteps
 from edgefuse.train.devices import on_device, prepare
-from edgefuse.train.distributed import average_gradients
+from edgefuse.train.distributed import average_gradients, device
 from edgefuse.train.losses import balanced_weights, task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import Guide, batch_logits, batch_loss, validate
@@ -54,7 +54,7 @@ def fit(
     """
     settings = recipe.train
     balanced = settings.class_weights == "balanced"
-    weights = balanced_weights(loader.numbers(steps.examples)) if balanced else None  # [C]
+    weights = balanced_weights(loader.numbers(steps.examples)).to(device()) if balanced else None  # [C]
     if settings.mixup and guide:
         raise RecipeError("train.mixup mixes lines, and teachers answer them one by one; set it to 0 to distill")
 
@@ -78,7 +78,7 @@ def run_steps(
 ) -> dict[str, float]:
     """The loop of any training, resumed from the checkpoint in `folder`; returns the scores of the final weights."""
     settings = recipe.train
-    device = prepare(model)
+    place = prepare(model)
     optimizer, selection = new_optimizer(model, recipe), Selection(model, settings)
     checkpoint = Checkpoint(folder)
     step = checkpoint.restore(model, optimizer, selection)
@@ -101,7 +101,7 @@ def run_steps(
             for batch in log.timed(_batches(steps, numbers, recipe.data.workers)):
                 with _interrupt_held_back():
                     hold_frozen(model, optimizer, recipe, epoch=step // steps.steps_per_epoch)
-                    terms = _optimise(model, optimizer, batch.to(device), settings, step, total, loss)
+                    terms = _optimise(model, optimizer, batch.to(place), settings, step, total, loss)
                     selection.take_step()
                     step += 1
                 log.step(step, terms)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from edgefuse.runtime.manifest import Example
 from edgefuse.train.data import Batch, Loader
 from edgefuse.train.devices import on_device
-from edgefuse.train.distributed import agreed, gathered, part_ways
+from edgefuse.train.distributed import ALONE, agreed, gathered, part_ways
 from edgefuse.train.losses import accuracy, alignment_loss, task_loss
 from edgefuse.train.mixup import Mix
 from edgefuse.train.model import FusedModel
@@ -108,9 +108,8 @@ def settle_norms(model: FusedModel, batch: Batch) -> None:
 
 def _distinct_tokens(model: FusedModel, batch: Batch) -> dict[str, Tensor]:
     """The projected tokens [U, N, D] of the batch's distinct sensors."""
-    return {
-        m: gathered(model.head.project_tokens(m, model.encode(m, batch.inputs)), batch.distinct(m)) for m in batch.index
-    }
+    own = {m: model.head.project_tokens(m, model.encode(m, batch.inputs)) for m in batch.index}
+    return own if batch.place == ALONE else {m: gathered(tokens, batch.distinct(m)) for m, tokens in own.items()}
 
 
 def _gather(model: FusedModel, batch: Batch, distinct: dict[str, Tensor]) -> dict[str, Tensor]:

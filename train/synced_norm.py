@@ -25,8 +25,10 @@ class SyncedNorm(_BatchNorm):
             return super().forward(planes)
         axes = [axis for axis in range(planes.ndim) if axis != 1]
         shape = [1, -1] + [1] * (planes.ndim - 2)
-        count = summed(planes.new_tensor(float(planes.numel() // planes.shape[1])))
-        mean = summed(planes.sum(dim=axes)) / count  # [C]
+        own = planes.new_tensor([planes.numel() / planes.shape[1]])
+        total = summed(torch.cat([planes.sum(dim=axes), own]))  # [C + 1]
+        count = total[-1].detach()
+        mean = total[:-1] / count  # [C]
         centred = planes - mean.view(shape)
         variance = summed(centred.square().sum(dim=axes)) / count  # [C]
         self._remember(mean.detach(), variance.detach() * count / (count - 1))
