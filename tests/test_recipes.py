@@ -11,7 +11,7 @@ import pytest
 
 from edgefuse.runtime import cli, verbs
 from edgefuse.runtime.manifest import SPLITS
-from edgefuse.train import corpora, digits, home_commands, security_events, spoken, triage
+from edgefuse.train import corpora, digits, home_commands, relational, security_events, spoken, triage
 from edgefuse.train.recipe import RECIPES, load_recipe
 from edgefuse.train.train import train
 from tests import train_fixtures  # sets one thread for torch
@@ -60,12 +60,19 @@ def small_vqa(out: Path, patch: pytest.MonkeyPatch) -> None:
     corpora.easy_vqa(out, voices=1)
 
 
+def small_relational(out: Path, patch: pytest.MonkeyPatch) -> None:
+    few_voices(patch)
+    patch.setattr(relational, "PICTURES", {"train": 8, "val": 1, "test": 1})
+    relational.relational_vqa(out, voices=1)
+
+
 MAKERS: dict[str, Callable[[Path, pytest.MonkeyPatch], None]] = {
     "home_commands": small_home,
     "security_events": small_security,
     "triage": small_triage,
     "av_digits": small_digits,
     "easy_vqa": small_vqa,
+    "relational_vqa": small_relational,
 }
 
 
