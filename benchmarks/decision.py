@@ -136,14 +136,14 @@ def _leave(writers: list[Writer], readings: Mapping[str, Tensors]) -> None:
 
 
 def _reading(preprocessor: Preprocessor, modality: str) -> Tensors:
-    """Noise for a picture and a sound, a question for a text; the time of the parts does not depend on more."""
+    """Noise for a picture, sound or signal, a question for a text; the time of the parts does not depend on more."""
     tensors, random = preprocessor.empty(modality), np.random.default_rng(0)
     if modality == "text":
         preprocessor.fill(modality, TEXT, tensors)
     elif modality == "image":
         tensors["image"][:] = random.integers(0, 256, tensors["image"].shape)
     else:
-        tensors["audio"][:] = random.uniform(-0.1, 0.1, tensors["audio"].shape)
+        tensors[modality][:] = random.uniform(-0.1, 0.1, tensors[modality].shape)
     return tensors
 
 
