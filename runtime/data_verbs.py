@@ -38,10 +38,11 @@ def av_digits(out: Out, voices: Voices = 60, as_json: Json = False) -> None:
 def fsdd(
     recordings: Annotated[Path, typer.Option("--from", help="Folder of the dataset's recordings.")],
     out: Annotated[Path, typer.Option(help="Folder of the manifests.")],
+    voices: Annotated[int, typer.Option(min=0, help="Synthesized voices that training hears too.")] = 150,
     as_json: Json = False,
 ) -> None:
     """Spoken digits of people (Free Spoken Digit Dataset, on your disk): a manifest for each speaker left out."""
-    run_verb("train.fsdd:fsdd", as_json, recordings, out)
+    run_verb("train.fsdd:fsdd", as_json, recordings, out, voices)
 
 
 @data.command("home-commands")

@@ -31,7 +31,7 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def test_each_manifest_tests_one_speaker_and_trains_on_the_others(recordings: Path, tmp_path: Path) -> None:
-    said = fsdd(recordings, tmp_path / "out")
+    said = fsdd(recordings, tmp_path / "out", voices=0)
     assert said["manifests"] == [str(tmp_path / f"out/without_{speaker}.jsonl") for speaker in SPEAKERS]
     assert (said["lines"], said["speakers"]) == (120, 3)
     for manifest, speaker in zip(said["manifests"], SPEAKERS, strict=True):
@@ -42,6 +42,16 @@ def test_each_manifest_tests_one_speaker_and_trains_on_the_others(recordings: Pa
                 digit, who, _ = Path(str(line.audio)).stem.split("_")
                 assert (who == speaker) == (split == "test")
                 assert line.label == WORDS[int(digit)]
+
+
+def test_synthesized_voices_are_for_training_only(recordings: Path, tmp_path: Path) -> None:
+    said = fsdd(recordings, tmp_path / "out", voices=2)
+    lines = [line for line in read_manifest(said["manifests"][0]) if "sounds" in Path(str(line.audio)).parts]
+    assert {line.split for line in lines} == {"train"}
+    assert len(lines) >= 2 * len(WORDS)
+    assert said["lines"] == 120 + len(lines)
+    for line in lines:
+        assert line.label == WORDS[int(Path(str(line.audio)).stem)]
 
 
 def test_a_folder_without_speakers_is_refused(tmp_path: Path) -> None:
