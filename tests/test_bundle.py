@@ -12,8 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgefuse.runtime.bundle import Bundle, BundleInfo, TextSpec, TokenSpec, write_bundle
+from edgefuse.runtime.bundle import (
+    MODALITIES,
+    MODALITY_TABLE,
+    Bundle,
+    BundleInfo,
+    TextSpec,
+    TokenSpec,
+    token_tensor,
+    write_bundle,
+)
+from edgefuse.runtime.cli import Sensor
 from edgefuse.runtime.errors import BundleError
+from edgefuse.runtime.manifest import Example
+from edgefuse.runtime.run_options import Options
 
 OLD, NEW = {"parts/x.onnx": b"old part", "tokenizer.json": b"old words"}, {"parts/x.onnx": b"new part" * 99}
 
@@ -54,6 +66,31 @@ def test_what_was_written_is_read(bundle):
 
 def test_modalities_are_in_the_order_of_the_presence_columns(tiny):
     assert Bundle.open(tiny.bundle).info.modalities == ("image", "audio", "text")
+
+
+def test_a_modality_is_a_row_that_every_stage_follows():
+    assert list(Sensor) == list(MODALITIES)
+    for name, row in MODALITY_TABLE.items():
+        assert row.spec.__name__ in str(BundleInfo.model_fields[name].annotation)
+        assert name in Example.__slots__
+        assert row.option in Options.__slots__
+        assert token_tensor(name) not in row.tensors
+
+
+def test_the_contract_does_not_name_modalities_that_the_model_lacks(bundle):
+    document = json.loads((bundle.folder / "bundle.json").read_bytes())
+
+    assert set(document) & set(MODALITIES) == {"text"}
+    edit_contract(bundle, image=None, audio=None)  # as it was written before there were signals
+    assert Bundle.open(bundle.folder).info == bundle.info
+
+
+def test_a_signal_needs_distinct_names(bundle):
+    signal = {"steps": 4, "features": ["speed", "speed"], "rate_hz": 10}
+    edit_contract(bundle, signal=signal, tokens={m: {"count": 1, "dim": 2} for m in ("text", "signal")})
+
+    with pytest.raises(BundleError, match="signal: Value error, features has a name twice: speed, speed"):
+        Bundle.open(bundle.folder)
 
 
 def test_an_update_keeps_what_it_does_not_name(bundle):
