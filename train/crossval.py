@@ -131,7 +131,7 @@ def stratified_folds(labels: Sequence[str], groups: Sequence[Hashable], folds: i
         raise RecipeError(f"folds: found {folds}, allowed are 2 to {len(group_number)}, the groups of training lines")
     counts = np.zeros((len(group_number), len(label_number)))  # [G, C]
     member = np.array([group_number[group] for group in groups])  # [lines]
-    np.add.at(counts, (member, [label_number[label] for label in labels]), 1)
+    np.add.at(counts, (member, np.array([label_number[label] for label in labels])), 1)
     share = counts / counts.sum(axis=0)  # [G, C], of each label's lines
     held = np.zeros((folds, len(label_number)))  # [K, C], share of each label in each fold
     fold_of_group = np.zeros(len(group_number), np.int64)
