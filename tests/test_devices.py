@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 
 from edgefuse.train.devices import keep_front_ends, on_device, prepare
 from edgefuse.train.distributed import device
-from edgefuse.train.objective import batch_loss
+from edgefuse.train.losses import task_loss
+from edgefuse.train.objective import batch_fused, batch_loss
 from tests.train_fixtures import new_model, steps_of, tiny_recipe
 
 
@@ -40,3 +46,32 @@ def test_front_ends_stay_in_fp32_where_the_rest_takes_bfloat16() -> None:
     assert rough.dtype == torch.float32
     assert float(rough.detach()) == pytest.approx(float(loss.detach()), rel=0.02)
     assert float(rough.detach()) != float(loss.detach())
+
+
+def test_a_step_on_a_gpu_makes_no_tensor_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors know their device and hold no numbers; torch refuses to mix devices as it does on a real GPU."""
+    recipe = tiny_recipe()
+    model, batch, gpu = new_model(recipe).train(), steps_of(recipe)[0], torch.device("cuda", 0)
+    mode = FakeTensorMode()
+    # Of the warp's own kernel there is no fake: what it reads must be on the GPU.
+    monkeypatch.setattr(functional, "grid_sample", lambda planes, grid, **_: planes + grid.sum())
+
+    def fake(tensor: Tensor) -> Tensor:
+        with mode:
+            return mode.from_tensor(tensor).to(gpu)
+
+    for part in model.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = nn.Parameter(fake(parameter.detach()))
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = fake(buffer)
+    inputs = {name: fake(tensor) for name, tensor in batch.inputs.items()}
+    index = {name: fake(rows) for name, rows in batch.index.items()}
+    moved = replace(batch, inputs=inputs, index=index, presence=fake(batch.presence), labels=fake(batch.labels))
+    with mode, gpu:  # as on_device does
+        fused, distinct = batch_fused(model, moved)
+        loss = task_loss(model.head.classify(fused), moved.labels, smoothing=0.1)
+    assert loss.device == gpu
+    assert all(tokens.device == gpu for tokens in distinct.values())

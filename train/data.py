@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import ManifestError, MediaError
-from edgefuse.runtime.manifest import Example
+from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.preprocess import Tokenizer, prepared, sensors_of
 from edgefuse.runtime.shards import prefetch
 from edgefuse.train.corrupt import spoil_tensors, spoil_texts
@@ -28,6 +28,19 @@ from edgefuse.train.model import specs_of
 from edgefuse.train.recipe import Recipe
 
 KNOWN_TEXTS = 100_000  # whose ids are kept
+
+
+def training_lines(recipe: Recipe) -> list[Example]:
+    """The lines of split "train" that a recipe learns from: all, or `data.limit` of them by one draw for all seeds.
+
+    An even spread would take one label only where a manifest lists the labels in turn.
+
+    Raises:
+        ManifestError: the manifest or a line of it cannot be used.
+    """
+    lines = read_manifest(recipe.data.manifest, split="train")
+    limit = min(recipe.data.limit or len(lines), len(lines))
+    return [lines[number] for number in sorted(random.Random(0).sample(range(len(lines)), limit))]
 
 
 @dataclass(frozen=True)
@@ -192,7 +205,8 @@ class TrainingSteps(Dataset[Batch]):
             return self._loader.batch(examples, sounds, present)
         rng = np.random.default_rng(random.Random(f"{self._recipe.train.seed} spoil {step}").getrandbits(64))
         batch = self._loader.batch(spoil_texts(examples, augment, rng), sounds, present)
-        rng = rng.spawn(batch.place.rank)[-1] if batch.place.rank else rng  # the rows of each process are other ones
+        if batch.place.rank:  # the rows of each process are other ones
+            rng = np.random.default_rng([int(rng.integers(2**32)), batch.place.rank])
         return replace(batch, inputs=spoil_tensors(batch.inputs, augment, rng))
 
     def _draw_sounds(self, draw: random.Random, examples: Sequence[Example]) -> list[str | None]:
