@@ -59,7 +59,7 @@ def _occlusion(pixels: Pixels, share: float, rng: Generator) -> Pixels:
     aspect, places, colour = 2 ** rng.uniform(-0.5, 0.5), rng.random(2), rng.integers(0, 256, 3)
     height, width = (round(n * share**0.5 * x) for n, x in zip(pixels.shape, (aspect, 1 / aspect), strict=False))
     top, left = (int(u * (n - side)) for u, n, side in zip(places, pixels.shape, (height, width), strict=False))
-    covered = pixels.copy()
+    covered: Pixels = pixels.copy()
     covered[top : top + height, left : left + width] = colour
     return covered
 

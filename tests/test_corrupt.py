@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from edgefuse.runtime.corruptions import CORRUPTIONS
+from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.train import data
 from edgefuse.train.corrupt import spoil, spoil_tensors, spoil_texts
 from edgefuse.train.data import Batch
-from edgefuse.train.recipe import Recipe, parse_recipe
+from edgefuse.train.recipe import Recipe, load_recipe, parse_recipe
 from edgefuse.train.settings import AugmentSettings
-from tests.train_fixtures import QUESTIONS, STEPS, corpus, loader_of, steps_of, tiny_document
+from tests.train_fixtures import QUESTIONS, STEPS, corpus, loader_of, new_model, steps_of, tiny_document
 
 EVERYTHING = {name: {"rate": 1.0, "severity": [3, 5]} for name in CORRUPTIONS}
 
@@ -105,3 +106,32 @@ def test_the_ids_of_typos_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> Non
         first, _ = loader._encode(f"which color is {number}")
         assert np.array_equal(first, loader._encode(f"which color is {number}")[0])
         assert len(loader._known_texts) <= 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("augment.fog.rate=1", "augment names 'fog'; for this model there are dark, occlusion, blur, noise, rever"),
+        ("augment.typos.rate=1", "augment names 'typos'; for this model there are dark"),  # it reads no text
+        ("augment.noise.rate=2", "recipe augment.noise.rate: Input should be less than or equal to 1 (found 2)"),
+        (
+            "augment.noise.severity=[0, 3]",
+            "recipe augment.noise.severity.0: Input should be greater than or equal to 1",
+        ),
+        ("augment.noise.rat=1", "unknown recipe key 'augment.noise.rat'; did you mean 'augment.<each>.rate'?"),
+        ("adversarial.image=300", "recipe adversarial.image: Input should be less than or equal to 255 (found 300)"),
+        ("train.mixup=-1", "recipe train.mixup: Input should be greater than or equal to 0 (found -1)"),
+    ],
+)
+def test_a_section_that_does_not_fit_is_refused_in_one_line(change: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("av_digits", [change])
+    assert message in str(caught.value)
+
+
+def test_nothing_of_it_is_left_in_the_model() -> None:
+    """So that what is exported, checked and built is what a plain recipe gives."""
+    document = {**tiny_document(train={"mixup": 0.2}), "augment": EVERYTHING, "adversarial": {"image": 4, "text": 0.1}}
+    hardened, plain = new_model(parse_recipe(document)), new_model(parse_recipe(tiny_document()))
+    assert str(hardened) == str(plain)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in hardened.state_dict().items())
