@@ -36,6 +36,7 @@ from edgefuse.train.driving import (
     paint,
 )
 from edgefuse.train.recipe import load_recipe
+from edgefuse.train.runs import Run
 from tests import driving_fixtures
 from tests.driving_fixtures import lines_of_test
 
@@ -151,6 +152,16 @@ def test_the_constants_of_the_data_are_in_the_graph_and_stay_fp32(shrunk: Path) 
             c.dtype == np.float32 and c.size == len(FEATURES) and np.allclose(c.ravel(), said["mean"], rtol=1e-4)
             for c in constants
         ), part_set
+
+
+def test_pretrained_weights_keep_the_constants_that_they_learned_with() -> None:
+    learned = Run.open(driving_fixtures.trained_run())
+    other = {"signal": {"mean": [9.0] * len(FEATURES), "deviation": [1.0] * len(FEATURES)}}
+    for weights, mean in ((None, other["signal"]["mean"]), (str(learned.folder), learned.document["signal"]["mean"])):
+        recipe = load_recipe("driving", [f"signal.weights={weights or 'null'}"])
+        model = Run(learned.folder, recipe, learned.labels, other, None).new_model()
+        found = model.get_buffer("encoders.signal.frontend.mean").numpy()
+        np.testing.assert_allclose(found, mean, rtol=1e-5)
 
 
 def test_every_part_passes_the_check_and_tensorrt_rtx_builds_it(shrunk: Path) -> None:

@@ -80,7 +80,7 @@ class Run:
 
     def settled(self, model: Model) -> Model:
         """The model, with what its encoders know of the training data before they learn."""
-        if self.recipe.signal:
+        if self.recipe.signal and self.recipe.signal.weights is None:  # those stand on constants of their own
             settle(model.encoders["signal"], self.document["signal"])
         return model
 
