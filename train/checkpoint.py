@@ -82,5 +82,5 @@ def _sha256(tensors: Mapping[str, Tensor], step: int) -> str:
     digest = hashlib.sha256(str(step).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
