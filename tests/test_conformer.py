@@ -124,7 +124,7 @@ def test_attention_drops_shares_too() -> None:
         assert not torch.equal(attention(frames()), attention(frames()))
 
 
-@pytest.mark.parametrize("name", AUDIO_ENCODERS)
+@pytest.mark.parametrize("name", [name for name, row in AUDIO_ENCODERS.items() if "heads" in row])
 def test_heads_of_the_table_need_no_padding_and_kernels_are_odd(name: str) -> None:
     row = AUDIO_ENCODERS[name]
     assert row["dim"] % row["heads"] == 0

@@ -45,7 +45,9 @@ def test_groups_stay_whole_and_labels_as_even_as_scikit_learn_makes_them(
         return  # scikit-learn warns, and then does the same
     for number, (_, test) in enumerate(StratifiedGroupKFold(folds).split(labels, labels, group_of)):
         theirs[test] = number
-    assert unevenness(labels, found, folds) <= unevenness(labels, theirs, folds) + 0.02
+    assert unevenness(labels, found, folds) <= unevenness(labels, theirs, folds) + 0.02 + 1 / min(
+        map(labels.count, set(labels))
+    )
 
 
 def test_without_groups_every_fold_has_its_part_of_every_label() -> None:

@@ -19,6 +19,7 @@ import torch
 from edgefuse.runtime.errors import ManifestError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.train.data import Batch, TrainingSteps
+from edgefuse.train.data import training_lines as lines_of_recipe
 from edgefuse.train.recipe import Recipe
 from tests.train_fixtures import (
     LINES,
@@ -265,3 +266,17 @@ def test_a_sound_is_what_the_file_holds() -> None:
     pcm, rate = soundfile.read(str(first.audio), dtype="float32")
     assert rate == 16_000
     np.testing.assert_array_equal(heard, pcm)
+
+
+def test_fewer_lines_are_one_draw_for_all_seeds_in_which_no_label_of_a_cycle_is_lost(tmp_path: Path) -> None:
+    rows = [{"text": f"line {number}", "label": "ab"[number % 2], "split": "train"} for number in range(100)]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    drawn = [
+        lines_of_recipe(tiny_recipe(manifest, data={"limit": limit}, train={"seed": seed}))
+        for limit, seed in ((50, 0), (50, 1), (500, 0), (None, 0))
+    ]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 50
+    assert {line.label for line in drawn[0]} == {"a", "b"}
+    assert drawn[2] == drawn[3] == read_manifest(manifest)
+    assert drawn[0] == [line for line in drawn[3] if line in drawn[0]]

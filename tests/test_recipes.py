@@ -33,7 +33,7 @@ def few_voices(patch: pytest.MonkeyPatch) -> None:
 
 def small_home(out: Path, patch: pytest.MonkeyPatch) -> None:
     few_voices(patch)
-    patch.setattr(home_commands, "ROOMS", {"train": 16, "val": 2, "test": 1})
+    patch.setattr(home_commands, "ROOMS", {"train": 60, "val": 2, "test": 1})
     home_commands.home_commands(out, voices=1)
 
 

@@ -23,7 +23,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.train.adapters import lora_adapters
-from edgefuse.train.data import Batch, Loader, TrainingSteps
+from edgefuse.train.data import Batch, Loader, TrainingSteps, training_lines
 from edgefuse.train.devices import on_device
 from edgefuse.train.distributed import agreed, first, gathered, here, joined, part_ways
 from edgefuse.train.fit import run_steps
@@ -160,7 +160,7 @@ def _lines(recipe: Recipe) -> tuple[list[Example], list[Example], tuple[str, ...
     """Training lines, validation lines where there are some, and the labels, which nothing asks for."""
     data = recipe.data
     examples = read_manifest(data.manifest)
-    training = readable(recipe, _paired(recipe, read_manifest(data.manifest, split="train", limit=data.limit)))
+    training = readable(recipe, _paired(recipe, training_lines(recipe)))
     validation = _paired(recipe, [example for example in examples if example.split == "val"])
     if recipe.train.patience and not validation:
         raise RecipeError(f"{data.manifest}: no val line to stop early by; add some, or set train.patience=0")

@@ -24,7 +24,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint, read_manifest
-from edgefuse.train.data import Loader, TrainingSteps
+from edgefuse.train.data import Loader, TrainingSteps, training_lines
 from edgefuse.train.fake_int8 import FakeInt8
 from edgefuse.train.losses import distillation_loss, task_loss
 from edgefuse.train.model import FusedModel
@@ -73,7 +73,8 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     teacher, model = source.trained_model(), source.trained_model()
     if (out / RUN_FILE).exists():
         raise RecipeError(f"{out} holds a run; choose another --out")
-    training, validation = _lines(source, "train"), _lines(source, "val")
+    training = _seen(source, training_lines(source.recipe))
+    validation = _seen(source, read_manifest(source.recipe.data.manifest, split="val", labels=source.labels))
     if source.document["data_fingerprint"] != fingerprint(training):
         raise RecipeError(f"{run} was trained on other data than {source.recipe.data.manifest} has now; train it again")
     loader = Loader(source.recipe, source.labels, source.text_tokenizer())
@@ -93,10 +94,8 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     return {"run": str(out), "layers": len(rounding.layers), "accuracy": accuracy, "int8": int8}
 
 
-def _lines(run: Run, split: str) -> list[Example]:
-    """The lines of a split that have something for the model."""
-    limit = run.recipe.data.limit if split == "train" else None
-    examples = read_manifest(run.recipe.data.manifest, split=split, labels=run.labels, limit=limit)
+def _seen(run: Run, examples: Sequence[Example]) -> list[Example]:
+    """The lines that have something for the model."""
     return [example for example in examples if set(example.sensors) & set(run.recipe.modalities)]
 
 

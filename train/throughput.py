@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from edgefuse.runtime.bundle import SENSOR_TENSORS
-from edgefuse.runtime.manifest import label_names, read_manifest
+from edgefuse.runtime.manifest import label_names
 from edgefuse.runtime.preprocess import Tokenizer
-from edgefuse.train.data import Batch, Loader, TrainingSteps
+from edgefuse.train.data import Batch, Loader, TrainingSteps, training_lines
 from edgefuse.train.fit import _optimise
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_loss
@@ -106,7 +106,7 @@ def throughput(recipe: str, data: Path | None, steps: int) -> dict[str, Any]:
 
 def _open(recipe: Recipe) -> tuple[TrainingSteps, int, int]:
     """The steps of a recipe, and how many labels and WordPieces there are."""
-    training = read_manifest(recipe.data.manifest, split="train", limit=recipe.data.limit)
+    training = training_lines(recipe)
     labels = label_names(training)
     tokenizer = None
     if recipe.text:

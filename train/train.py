@@ -13,7 +13,7 @@ from typing import Any
 
 from edgefuse.runtime.errors import PeerError, RecipeError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
-from edgefuse.train.data import Loader, TrainingSteps
+from edgefuse.train.data import Loader, TrainingSteps, training_lines
 from edgefuse.train.distributed import ALONE, first, here, joined
 from edgefuse.train.fit import fit
 from edgefuse.train.objective import Guide, settle_norms
@@ -43,16 +43,13 @@ def train_recipe(
 
 
 def _train(settings: Recipe, out: Path, teachers: Sequence[dict[str, str]], lessons: Lessons | None) -> dict[str, Any]:
-    data = settings.data
     with first():
-        training = readable(settings, read_manifest(data.manifest, split="train", limit=data.limit))
+        training = readable(settings, training_lines(settings))
         labels = label_names(training)
         _check_labels(settings, training, labels)
-        validation = readable(settings, read_manifest(data.manifest, split="val", labels=labels))
+        validation = readable(settings, read_manifest(settings.data.manifest, split="val", labels=labels))
         if here().rank and not (out / RUN_FILE).exists():
-            raise PeerError(
-                f"{out} is not the folder that rank 0 made; --out must lie where all machines see it"
-            )
+            raise PeerError(f"{out} is not the folder that rank 0 made; --out must lie where all machines see it")
         run = open_or_start(out, settings, labels, training, teachers)
         guide = lessons(training, labels) if lessons and "accuracy" not in run.document else None
     if "accuracy" in run.document:
