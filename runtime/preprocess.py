@@ -224,12 +224,9 @@ class Preprocessor:
 
 def sensors_of(specs: Mapping[str, Any], tokenizer: Tokenizer | None) -> dict[str, Sensor]:
     """Modality -> what makes its tensors, for what a model takes (see `BundleInfo.specs`)."""
-    kinds: dict[str, Callable[[Any], Sensor]] = {
-        "image": Pictures,
-        "audio": Sounds,
-        "text": partial(Texts, tokenizer=tokenizer),
-        "signal": Signals,
-    }
+    kinds: dict[str, Callable[[Any], Sensor]] = {"image": Pictures, "audio": Sounds, "signal": Signals}
+    if tokenizer is not None:
+        kinds["text"] = partial(Texts, tokenizer=tokenizer)
     return {modality: kinds[modality](spec) for modality, spec in specs.items()}
 
 

@@ -8,20 +8,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from torch import nn
 
 from edgefuse.runtime.errors import MissingExtraError, RecipeError
 from edgefuse.train.encoders import TEXT_ENCODERS, TextEncoder
-from edgefuse.train.model import FusedModel
 from edgefuse.train.recipe import Recipe
 
 _IN_LAYER = re.compile(r"\.layer\.\d+\.")  # not the pooler, which nothing reads
 
 
 @contextmanager
-def lora_adapters(model: FusedModel, recipe: Recipe) -> Iterator[None]:
+def lora_adapters(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     """Within the block the text encoder learns by adapters of rank `text.lora` alone; 0 changes nothing."""
     if recipe.text is None or not recipe.text.lora:
         yield
@@ -31,7 +31,8 @@ def lora_adapters(model: FusedModel, recipe: Recipe) -> Iterator[None]:
             f"text.lora is {recipe.text.lora}, which leaves the random weights of {recipe.text.encoder} as they are; "
             "give text.weights, or a hub name or folder as text.encoder"
         )
-    encoder = model.encoders["text"]
+    encoder = model.get_submodule("encoders.text")
+    assert isinstance(encoder, TextEncoder)
     trained, total = add_lora(encoder, recipe.text.lora)
     told = f"text: LoRA of rank {recipe.text.lora} trains {trained:,} of {total:,} parameters ({trained / total:.2%})"
     Console(stderr=True).print(told, highlight=False)
@@ -54,11 +55,13 @@ def add_lora(encoder: TextEncoder, rank: int) -> tuple[int, int]:
     total = sum(parameter.numel() for parameter in encoder.parameters())
     matrices = [name for name, m in encoder.bert.named_modules() if isinstance(m, nn.Linear) and _IN_LAYER.search(name)]
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=matrices)
-    encoder.bert = LoraModel(encoder.bert, settings, "default")
+    adapted: Any = LoraModel(encoder.bert, settings, "default")  # stands in for the model
+    encoder.bert = adapted
     return sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad), total
 
 
 def merge_lora(encoder: TextEncoder) -> None:
     """Add the adapters to the weights they stand beside, and take them out."""
-    encoder.bert = encoder.bert.merge_and_unload()
+    adapted: Any = encoder.bert
+    encoder.bert = adapted.merge_and_unload()
     encoder.requires_grad_(True)

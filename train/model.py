@@ -107,8 +107,9 @@ class FusedModel(nn.Module):
         """`labels` is the number of classes; the others are those of `new_encoders`."""
         super().__init__()
         self.encoders = new_encoders(recipe, vocabulary, text_config)
-        self.counts = {m: encoder.count for m, encoder in self.encoders.items()}  # tokens N
-        self.dims = {m: encoder.dim for m, encoder in self.encoders.items()}  # their width D_m
+        encoders: dict[str, Any] = dict(self.encoders.items())
+        self.counts: dict[str, int] = {m: encoder.count for m, encoder in encoders.items()}  # tokens N
+        self.dims: dict[str, int] = {m: encoder.dim for m, encoder in encoders.items()}  # their width D_m
         self.head = Head(self.dims, labels, recipe.fusion)
 
     @property

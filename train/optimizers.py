@@ -31,8 +31,8 @@ def new_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups = []
     for m in recipe.modalities:
-        groups += _groups(dict(model.encoders[m].named_parameters()), recipe, m)
-    encoders = {id(parameter) for parameter in model.encoders.parameters()}
+        groups += _groups(dict(model.get_submodule(f"encoders.{m}").named_parameters()), recipe, m)
+    encoders = {id(parameter) for parameter in model.get_submodule("encoders").parameters()}
     groups += _groups({name: p for name, p in model.named_parameters() if id(p) not in encoders}, recipe, None)
     return torch.optim.AdamW(groups, lr=recipe.train.learning_rate)
 
@@ -54,7 +54,7 @@ def hold_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, recipe: Reci
         for parameter in group["params"]:
             parameter.requires_grad_(not _is_frozen(group["freeze"], epoch))
     for m in recipe.modalities:
-        model.encoders[m].train(not _is_frozen(getattr(recipe, m).freeze, epoch))
+        model.get_submodule(f"encoders.{m}").train(not _is_frozen(getattr(recipe, m).freeze, epoch))
 
 
 def _is_frozen(freeze: Freeze, epoch: int) -> bool:

@@ -43,7 +43,8 @@ class Aligner(nn.Module):
     def __init__(self, recipe: Recipe, vocabulary: int) -> None:
         super().__init__()
         self.encoders = new_encoders(recipe, vocabulary)
-        dims, shared = {m: encoder.dim for m, encoder in self.encoders.items()}, recipe.fusion.dim
+        encoders: dict[str, Any] = dict(self.encoders.items())
+        dims, shared = {m: encoder.dim for m, encoder in encoders.items()}, recipe.fusion.dim
         self.project = nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(d), nn.Linear(d, shared)) for m, d in dims.items()})
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
 

@@ -20,7 +20,7 @@ from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.checkpoint import short_reason
-from edgefuse.train.encoders import TEXT_ENCODERS
+from edgefuse.train.encoders import TEXT_ENCODERS, TextEncoder
 from edgefuse.train.model import FusedModel, specs_of
 from edgefuse.train.pretrained import MODEL_FILE, without_weights
 from edgefuse.train.recipe import Recipe, parse_recipe
@@ -81,7 +81,7 @@ class Run:
     def settled(self, model: Model) -> Model:
         """The model, with what its encoders know of the training data before they learn."""
         if self.recipe.signal and self.recipe.signal.weights is None:  # those stand on constants of their own
-            settle(model.encoders["signal"], self.document["signal"])
+            settle(model.get_submodule("encoders.signal"), self.document["signal"])
         return model
 
     def trained_model(self) -> FusedModel:
@@ -115,7 +115,9 @@ class Run:
         write_atomic(self.folder / MODEL_FILE, save(weights))
         text = self.recipe.text
         if text and text.encoder not in TEXT_ENCODERS:  # so that whoever reads the run needs neither hub nor folder
-            self.document["text_config"] = model.encoders["text"].bert.config.to_dict()
+            encoder = model.get_submodule("encoders.text")
+            assert isinstance(encoder, TextEncoder)
+            self.document["text_config"] = encoder.bert.config.to_dict()
         self.document.update(results)
         self.write_document()
 
@@ -166,7 +168,7 @@ def open_or_start(
     if tokenizer is not None:
         write_atomic(out / TOKENIZER_FILE, tokenizer)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    document = {
+    document: dict[str, Any] = {
         "recipe": recipe.model_dump(),
         "labels": labels,
         "data_fingerprint": data,

@@ -37,7 +37,8 @@ WARM_UP = 1  # steps that are not counted
 
 def plain(batch: Batch, modalities: tuple[str, ...]) -> Batch:
     """The same lines, each with rows of its own for every sensor that it shows."""
-    inputs, index = {}, {}
+    inputs: dict[str, torch.Tensor] = {}
+    index: dict[str, torch.Tensor] = {}
     for column, m in enumerate(modalities):
         if m in batch.index:
             shows = batch.presence[:, column] > 0.5  # [B]

@@ -95,7 +95,7 @@ def compiled(bundle: Bundle, part: str, model: bytes) -> dict[str, Any]:
     files = {part_file("trt", part): model, part_file("trt", HEAD): bundle.part("fp32", HEAD)}
     parts = {"trt": {name: PartInfo(file=part_file("trt", name), precision="any") for name in (part, HEAD)}}
     info = bundle.info.model_copy(
-        update={**others, "tokens": {part: bundle.info.tokens[part]}, "parts": parts, "files": {}}  # type: ignore[index]
+        update={**others, "tokens": {part: bundle.info.tokens[part]}, "parts": parts, "files": {}}
     )
     with tempfile.TemporaryDirectory() as folder:
         write_bundle(folder, info, files)
