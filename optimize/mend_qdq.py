@@ -157,7 +157,8 @@ def _smallest_scale(kind: int) -> float:
 
 
 def _half_scale(scale: NDArray[Any]) -> NDArray[np.float16]:
-    half: NDArray[np.float16] = np.maximum(scale, SMALLEST_SCALE).astype(np.float16)
+    with np.errstate(over="ignore"):  # what FP16 cannot hold becomes inf, which the check then names
+        half: NDArray[np.float16] = np.maximum(scale, SMALLEST_SCALE).astype(np.float16)
     return half
 
 

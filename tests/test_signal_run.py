@@ -80,11 +80,11 @@ def test_a_signal_that_stops_is_missing_after_its_limit(bundle: Path, sensors: d
     path = tmp_path / "readings.jsonl"
     path.write_text("".join(json.dumps(reading) + "\n" for reading in readings))
     decisions = [d.document() for d in run(bundle, replay=path)]
-    assert {d["presence"]["signal"] for d in decisions if d["t_ms"] <= 1000} == {True}
-    assert {d["presence"]["signal"] for d in decisions if d["t_ms"] > 1000} == {False}
+    assert {d["presence"]["signal"] for d in decisions if d["t_ms"] < 1000} == {True}
+    assert {d["presence"]["signal"] for d in decisions if d["t_ms"] >= 1000} == {False}
     shorter = [d.document() for d in run(bundle, replay=path, limits_ms={"signal": 200.0})]
-    assert {d["presence"]["signal"] for d in shorter if d["t_ms"] <= 200} == {True}
-    assert {d["presence"]["signal"] for d in shorter if d["t_ms"] > 200} == {False}
+    assert {d["presence"]["signal"] for d in shorter if d["t_ms"] < 200} == {True}
+    assert {d["presence"]["signal"] for d in shorter if d["t_ms"] >= 200} == {False}
 
 
 def test_options_know_the_signal(bundle: Path) -> None:
