@@ -39,17 +39,26 @@ class Weights:
                 self._check_and_take(tensor)
 
     def array(self, tensor: TensorProto) -> NDArray[Any]:
-        """The content of a tensor of the model, also where it was taken out of it; to be read only."""
+        """The content of a tensor of the model, also where it was taken out of it; to be read only.
+
+        Raises:
+            BundleError: it has not as many numbers as its shape says.
+        """
+        try:
+            return self._array(tensor)
+        except ValueError as error:
+            raise BundleError(f"the constant {tensor.name!r} is damaged ({error}); export it again") from None
+
+    def _array(self, tensor: TensorProto) -> NDArray[Any]:
         if not tensor.doc_string.startswith(_MARK):
-            return to_array(tensor)
+            return np.asarray(to_array(tensor))
         content = self._content[int(tensor.doc_string.removeprefix(_MARK))]
         if tensor.data_type not in _BITS and sys.byteorder == "little":  # as ONNX stores numbers: nothing to copy
             kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-            array: NDArray[Any] = np.frombuffer(content, kind).reshape(tensor.dims)
-            return array
+            return np.asarray(np.frombuffer(content, kind).reshape(tensor.dims))
         whole = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
         whole.raw_data = bytes(content)
-        return to_array(whole)
+        return np.asarray(to_array(whole))
 
     def put_back(self, model: ModelProto) -> None:
         """Give every tensor of `model`, which came from the model of this object, its content."""
