@@ -16,8 +16,9 @@ from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.runtime.media import decode_audio, decode_image
 from edgefuse.train import corpora, spoken
-from edgefuse.train.corpora import FLITE_MANIFEST, MANIFEST, answer_type
+from edgefuse.train.corpora import answer_type
 from edgefuse.train.speech import Espeak, Voice
+from edgefuse.train.spoken import FLITE_MANIFEST, MANIFEST
 from edgefuse.train.voices import TEST_VARIANTS, VAL_VARIANTS
 
 OFFICIAL = {"train": 38_575, "test": 9_673}  # questions, as the package's page says

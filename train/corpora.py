@@ -8,10 +8,9 @@ synthesizer where flite is installed.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.train.digits import av_digits
 from edgefuse.train.relational import relational_vqa
-from edgefuse.train.spoken import FLITE, Spoken, sound_name, speak_all
+from edgefuse.train.spoken import Spoken, speak_all, write_manifests
 
 __all__ = ["av_digits", "easy_vqa", "relational_vqa"]
 
-MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 TRAIN_VOICES = 120  # draws of accent, variant, rate and pitch; each speaks every sentence once
 
 VAL_EVERY = 20  # one training picture in 20 is held out for validation
@@ -56,13 +54,8 @@ def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     for picture in {question.picture for question in questions}:
         _copy_once(picture, out / _image_name(picture))
     spoken = speak_all(out, sentences, voices)
-    _write_manifest(out / MANIFEST, questions, spoken)
-    manifests = [out / MANIFEST]
-    if FLITE in spoken.voices:
-        tests = [replace(question, pool=FLITE) for question in questions if question.split == "test"]
-        _write_manifest(out / FLITE_MANIFEST, tests, spoken)
-        manifests.append(out / FLITE_MANIFEST)
-    return {"manifests": [str(path) for path in manifests], "lines": len(questions), "sounds": spoken.count}
+    manifests = write_manifests(out, _rows(questions, spoken), spoken)
+    return {"manifests": manifests, "lines": len(questions), "sounds": spoken.count}
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,6 @@ class _Question:
     text: str
     answer: str
     split: str
-    pool: str  # whose voices ask it
 
 
 def answer_type(answer: str) -> str:
@@ -88,8 +80,7 @@ def _questions(
     rows = []
     for text, answer, picture_id in zip(texts, answers, picture_ids, strict=True):
         held_out = split == "train" and picture_id % VAL_EVERY == 0
-        name = "val" if held_out else split
-        rows.append(_Question(Path(pictures[picture_id]), text, answer, name, name))
+        rows.append(_Question(Path(pictures[picture_id]), text, answer, "val" if held_out else split))
     return rows
 
 
@@ -103,20 +94,17 @@ def _copy_once(source: Path, target: Path) -> None:
         write_atomic(target, source.read_bytes())
 
 
-def _write_manifest(path: Path, questions: Sequence[_Question], spoken: Spoken) -> None:
+def _rows(questions: Sequence[_Question], spoken: Spoken) -> list[dict[str, str]]:
     """One line a question; the voice that asks it is drawn with a fixed seed."""
     draw = random.Random(0)
-    number = {sentence: index for index, sentence in enumerate(spoken.sentences)}
-    lines = []
-    for question in questions:
-        voice = draw.randrange(spoken.voices[question.pool])
-        row = {
+    return [
+        {
             "image": _image_name(question.picture),
-            "audio": sound_name(question.pool, voice, number[question.text]),
+            "audio": spoken.sound(draw, question.split, question.text),
             "text": question.text,
             "label": question.answer,
             "split": question.split,
             "answer_type": answer_type(question.answer),
         }
-        lines.append(json.dumps(row))
-    write_atomic(path, ("\n".join(lines) + "\n").encode())
+        for question in questions
+    ]

@@ -9,7 +9,6 @@ from the seeds; sounds are eSpeak NG's, and flite's where installed.
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from edgefuse.runtime.files import write_atomic
 from edgefuse.train.pictures import Pixels, as_camera, save_once, tone
-from edgefuse.train.spoken import FLITE, Spoken, sound_name, speak_all
+from edgefuse.train.spoken import Spoken, speak_all, write_manifests
 
-MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 TRAIN_VOICES = 48  # draws of accent, variant, rate and pitch; each speaks every sentence once
 ROOMS = {"train": 2_400, "val": 200, "test": 600}
 COMMANDS_PER_ROOM = 4
@@ -92,16 +89,8 @@ def home_commands(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     """
     said = commands()
     spoken = speak_all(out, [command.text for split in said.values() for command in split], voices)
-    rows = {split: _write_split(out, split, count, said[split], spoken) for split, count in ROOMS.items()}
-    manifests = {MANIFEST: [row for split in rows.values() for row in split]}
-    if FLITE in spoken.voices:
-        draw = random.Random(0)
-        test = rows["test"]
-        manifests[FLITE_MANIFEST] = [{**row, "audio": _voiced(draw, FLITE, row["text"], spoken)} for row in test]
-    for name, lines in manifests.items():
-        write_atomic(out / name, "".join(json.dumps(row) + "\n" for row in lines).encode())
-    paths = [str(out / name) for name in manifests]
-    return {"manifests": paths, "lines": len(manifests[MANIFEST]), "sounds": spoken.count}
+    rows = [row for split, count in ROOMS.items() for row in _write_split(out, split, count, said[split], spoken)]
+    return {"manifests": write_manifests(out, rows, spoken), "lines": len(rows), "sounds": spoken.count}
 
 
 def commands() -> dict[str, list[Command]]:
@@ -202,11 +191,7 @@ def _write_split(out: Path, split: str, count: int, said: list[Command], spoken:
         save_once(out / image, paint(room, np.random.default_rng(draw.getrandbits(64))))
         for _ in range(COMMANDS_PER_ROOM):
             command = draw.choice(meant[draw.choice(list(SAID))])
-            audio = _voiced(draw, split, command.text, spoken)
+            audio = spoken.sound(draw, split, command.text)
             told = {"image": image, "audio": audio, "text": command.text, "label": action(room, command)}
             rows.append({**told, "split": split, "answer_type": command.thing})
     return rows
-
-
-def _voiced(draw: random.Random, pool: str, text: str, spoken: Spoken) -> str:
-    return sound_name(pool, draw.randrange(spoken.voices[pool]), spoken.sentences.index(text))

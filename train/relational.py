@@ -7,7 +7,6 @@ they can be spoken. Pictures and questions follow from the seeds; sounds are eSp
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from edgefuse.runtime.files import write_atomic
-from edgefuse.train.spoken import FLITE, Spoken, sound_name, speak_all
+from edgefuse.train.pictures import save_once
+from edgefuse.train.spoken import Spoken, speak_all, write_manifests
 
-MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 TRAIN_VOICES = 60  # draws of accent, variant, rate and pitch; each speaks every sentence once
 
 SIDE = 75  # pixels of a picture
@@ -78,16 +76,8 @@ def relational_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     """
     sentences = [form.format(color) for form in (*PLAIN, *RELATIONAL) for color in COLORS]
     spoken = speak_all(out, sentences, voices)
-    lines = {split: _write_split(out, split, count, spoken) for split, count in PICTURES.items()}
-    everything = [json.dumps(row) for rows in lines.values() for row in rows]
-    write_atomic(out / MANIFEST, ("\n".join(everything) + "\n").encode())
-    manifests = [out / MANIFEST]
-    if FLITE in spoken.voices:
-        draw = random.Random(0)
-        tests = [json.dumps({**row, "audio": _voiced(draw, FLITE, row["text"], spoken)}) for row in lines["test"]]
-        write_atomic(out / FLITE_MANIFEST, ("\n".join(tests) + "\n").encode())
-        manifests.append(out / FLITE_MANIFEST)
-    return {"manifests": [str(path) for path in manifests], "lines": len(everything), "sounds": spoken.count}
+    rows = [row for split, count in PICTURES.items() for row in _write_split(out, split, count, spoken)]
+    return {"manifests": write_manifests(out, rows, spoken), "lines": len(rows), "sounds": spoken.count}
 
 
 def draw_scene(draw: random.Random) -> list[Thing]:
@@ -135,17 +125,11 @@ def _write_split(out: Path, split: str, count: int, spoken: Spoken) -> list[dict
         draw = random.Random(f"{split} {number}")
         things = draw_scene(draw)
         image = f"images/{split}/{number:05d}.png"
-        if not (out / image).exists():
-            (out / image).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(out / image, cv2.imencode(".png", paint(things)[:, :, ::-1])[1].tobytes())
+        save_once(out / image, paint(things))
         for kind, forms in (("plain", PLAIN), ("relational", RELATIONAL)):
             for _ in range(OF_EACH_KIND):
                 form, color = draw.choice(forms), draw.choice(list(COLORS))
                 text = form.format(color)
-                said = {"audio": _voiced(draw, split, text, spoken), "text": text, "label": answer(form, color, things)}
+                said = {"audio": spoken.sound(draw, split, text), "text": text, "label": answer(form, color, things)}
                 rows.append({"image": image, **said, "split": split, "answer_type": kind})
     return rows
-
-
-def _voiced(draw: random.Random, pool: str, text: str, spoken: Spoken) -> str:
-    return sound_name(pool, draw.randrange(spoken.voices[pool]), spoken.sentences.index(text))

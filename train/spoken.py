@@ -1,7 +1,9 @@
-"""Sentences spoken by many voices, as WAV files that the lines of a corpus share."""
+"""Sentences spoken by many voices, as WAV files that the lines of a corpus share, and the manifests over them."""
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import track
 
+from edgefuse.runtime.files import write_atomic
 from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
 from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
 
+MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 FLITE = "flite"  # the pool of another synthesizer, where it is installed
 
-_Job = TypeVar("_Job", bound=tuple[Path, str, object])
+Voiced = TypeVar("Voiced", Voice, str)  # a voice of eSpeak NG, or the name of one of flite's
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Spoken:
     def count(self) -> int:
         """How many sounds there are."""
         return len(self.sentences) * sum(self.voices.values())
+
+    def sound(self, draw: random.Random, pool: str, sentence: str) -> str:
+        """Where `sentence` lies in a corpus, in a voice of `pool` that is drawn."""
+        return sound_name(pool, draw.randrange(self.voices[pool]), self.sentences.index(sentence))
 
 
 def speak_all(out: Path, sentences: Sequence[str], training_voices: int) -> Spoken:
@@ -45,12 +53,29 @@ def speak_all(out: Path, sentences: Sequence[str], training_voices: int) -> Spok
         "val": draw_voices(VAL_VARIANTS, len(VAL_VARIANTS), seed=2),
         "test": draw_voices(TEST_VARIANTS, len(TEST_VARIANTS), seed=3),
     }
-    _render_espeak(out, pools, sentences)
+    espeak = Espeak()
+    jobs = [job for pool, voices in pools.items() for job in _missing(out, pool, voices, sentences)]
+    for path, sentence, voice in track(jobs, "eSpeak NG speaks", console=Console(stderr=True)):
+        save_speech(path, *espeak.speak(sentence, voice))
     counts = {pool: len(voices) for pool, voices in pools.items()}
     if others := flite_voices():
-        _render_flite(out, others, sentences)
+        missing = _missing(out, FLITE, others, sentences)
+        for path, sentence, name in track(missing, "flite speaks", console=Console(stderr=True)):
+            save_speech(path, *flite(sentence, name))
         counts[FLITE] = len(others)
     return Spoken(tuple(sentences), counts)
+
+
+def write_manifests(out: Path, rows: Sequence[dict[str, str]], spoken: Spoken) -> list[str]:
+    """Write the manifest of `rows`, and with flite one of the test rows in flite's voices; returns their paths."""
+    manifests = {MANIFEST: list(rows)}
+    if FLITE in spoken.voices:
+        draw = random.Random(0)
+        test = [row for row in rows if row["split"] == "test"]
+        manifests[FLITE_MANIFEST] = [{**row, "audio": spoken.sound(draw, FLITE, row["text"])} for row in test]
+    for name, lines in manifests.items():
+        write_atomic(out / name, "".join(json.dumps(row) + "\n" for row in lines).encode())
+    return [str(out / name) for name in manifests]
 
 
 def sound_name(pool: str, voice: int, sentence: int) -> str:
@@ -58,27 +83,13 @@ def sound_name(pool: str, voice: int, sentence: int) -> str:
     return f"sounds/{pool}{voice:03d}/{sentence:03d}.wav"
 
 
-def _render_espeak(out: Path, pools: dict[str, list[Voice]], sentences: Sequence[str]) -> None:
+def _missing(
+    out: Path, pool: str, voices: Sequence[Voiced], sentences: Sequence[str]
+) -> list[tuple[Path, str, Voiced]]:
+    """What is still to be spoken: where to, what and by whom."""
     jobs = [
         (out / sound_name(pool, number, index), sentence, voice)
-        for pool, voices in pools.items()
         for number, voice in enumerate(voices)
         for index, sentence in enumerate(sentences)
     ]
-    espeak = Espeak()
-    for path, sentence, voice in track(_missing(jobs), "eSpeak NG speaks", console=Console(stderr=True)):
-        save_speech(path, *espeak.speak(sentence, voice))
-
-
-def _render_flite(out: Path, voices: Sequence[str], sentences: Sequence[str]) -> None:
-    jobs = [
-        (out / sound_name(FLITE, number, index), sentence, voice)
-        for number, voice in enumerate(voices)
-        for index, sentence in enumerate(sentences)
-    ]
-    for path, sentence, voice in track(_missing(jobs), "flite speaks", console=Console(stderr=True)):
-        save_speech(path, *flite(sentence, voice))
-
-
-def _missing(jobs: Sequence[_Job]) -> list[_Job]:
     return [job for job in jobs if not job[0].exists()]
