@@ -13,12 +13,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from edgefuse.runtime.errors import BundleError
 from edgefuse.runtime.files import commit, finish_commit
+from edgefuse.runtime.modalities import MODALITIES as MODALITIES  # the contract is where its names are looked for
+from edgefuse.runtime.modalities import MODALITY_TABLE as MODALITY_TABLE
+from edgefuse.runtime.modalities import SENSOR_TENSORS as SENSOR_TENSORS
+from edgefuse.runtime.modalities import AudioSpec as AudioSpec
+from edgefuse.runtime.modalities import Frozen
+from edgefuse.runtime.modalities import ImageSpec as ImageSpec
+from edgefuse.runtime.modalities import SignalSpec as SignalSpec
+from edgefuse.runtime.modalities import TextSpec as TextSpec
 
 SCHEMA_VERSION = 1
 CONTRACT_FILE = "bundle.json"
@@ -38,75 +46,14 @@ def part_file(part_set: str, part: str) -> str:
     return f"parts/{part_set}/{part}.onnx"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageSpec(_Frozen):
-    """What the image encoder takes: uint8 RGB [B, height, width, 3]."""
-
-    height: int = Field(gt=0)
-    width: int = Field(gt=0)
-
-
-class AudioSpec(_Frozen):
-    """What the audio encoder takes: float32 PCM in [-1, 1], [B, samples]."""
-
-    sample_rate: int = Field(gt=0)  # Hz
-    samples: int = Field(gt=0)
-
-
-class TextSpec(_Frozen):
-    """What the text encoder takes: int32 ids and mask, [B, max_tokens] each."""
-
-    max_tokens: int = Field(gt=0)
-
-
-class SignalSpec(_Frozen):
-    """What the signal encoder takes: float32 rows in the sensors' own units, [B, steps, len(features)]."""
-
-    steps: int = Field(gt=0)  # the newest rows
-    features: tuple[str, ...] = Field(min_length=1)  # names of the columns
-    rate_hz: float = Field(gt=0, allow_inf_nan=False)  # rows a second
-
-    @model_validator(mode="after")
-    def _names_are_distinct(self) -> SignalSpec:
-        if len(set(self.features)) < len(self.features):
-            raise ValueError(f"features has a name twice: {', '.join(self.features)}")
-        return self
-
-
-class Modality(NamedTuple):
-    """All that stages other than the encoder itself know of a modality."""
-
-    title: str  # how people call it
-    spec: type[_Frozen]  # its section of the contract, under the modality's name
-    tensors: tuple[str, ...]  # what its encoder takes
-    suffix: str | None  # of a recording's files; None: recordings and manifests say it in words
-    option: str  # of `edgefuse run` that gives it
-    limit_ms: float | None  # age from which the loop holds a reading for missing; None: until it is replaced
-    has_front_end: bool  # arithmetic on the sensor's units before the first weight, which stays FP32
-
-
-# A row's name is its key in manifests, recipes and contracts; the order is that of the columns of `presence`.
-MODALITY_TABLE = {
-    "image": Modality("Picture", ImageSpec, ("image",), ".png", "camera", 1000.0, True),
-    "audio": Modality("Sound", AudioSpec, ("audio",), ".wav", "mic", 1000.0, True),
-    "text": Modality("Text", TextSpec, ("input_ids", "attention_mask"), None, "text", None, False),
-    "signal": Modality("Signal", SignalSpec, ("signal",), ".npy", "signal", 1000.0, True),
-}
-MODALITIES = tuple(MODALITY_TABLE)
-SENSOR_TENSORS = {name: row.tensors for name, row in MODALITY_TABLE.items()}
-
-
-class TokenSpec(_Frozen):
+class TokenSpec(Frozen):
     """Shape of the tokens a modality hands to the head: [B, count, dim]."""
 
     count: int = Field(gt=0)
     dim: int = Field(gt=0)
 
 
-class PartInfo(_Frozen):
+class PartInfo(Frozen):
     """One ONNX graph of a part set."""
 
     file: str
@@ -114,7 +61,7 @@ class PartInfo(_Frozen):
     note: str = ""  # why this precision was chosen
 
 
-class BundleInfo(_Frozen):
+class BundleInfo(Frozen):
     """The contract, exactly what bundle.json holds."""
 
     schema_version: Literal[1] = 1  # SCHEMA_VERSION
