@@ -22,11 +22,15 @@ from edgefuse.runtime.shared_options import (
     BundlePath,
     ImageFile,
     Json,
+    Labelled,
+    Limit,
     PartDir,
     SignalFile,
+    Split,
     Text,
     Threads,
 )
+from edgefuse.runtime.train_verbs import crossval, distill, gain, init, pretrain, qat, train
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -36,8 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data, name="data")
-
-Split = Literal["train", "val", "test"]
 
 
 class Sensor(str, Enum):
@@ -58,10 +60,6 @@ class TrtVersion(str, Enum):
     rtx = "rtx"
 
 
-Size = Annotated[
-    Literal["nano", "small", "base"] | None,
-    typer.Option(help="Rows of the encoders and widths of the fusion.", show_default="those of the recipe"),
-]
 Manifest = Annotated[
     Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
 ]
@@ -75,105 +73,8 @@ def demo(
     run_verb("benchmarks.demo:demo", as_json, out)
 
 
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="New folder of the experiment.", show_default=False)],
-    sensors: Annotated[
-        str | None, typer.Option(help="What the model reads, as in image+text.", show_default="those of the manifest")
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option("--from", help="Data to fit sizes and lengths to.", show_default="none")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write a commented recipe for one's own data, and the commands that come next."""
-    run_verb("train.init:init", as_json, folder, sensors, manifest)
-
-
-@app.command()
-def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
-    size: Size = None,
-    as_json: Json = False,
-) -> None:
-    """Train a recipe into a run."""
-    run_verb("train.train:train", as_json, recipe, overrides or [], out, size=size)
-
-
-@app.command()
-def pretrain(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
-    as_json: Json = False,
-) -> None:
-    """Pretrain a recipe's encoders on lines without labels; a training starts from them by image.weights=RUN."""
-    run_verb("train.pretrain:pretrain", as_json, recipe, overrides or [], out)
-
-
-@app.command()
-def distill(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
-    *,
-    teacher: Annotated[list[Path], typer.Option(help="Folder of a trained run; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; the same call goes on where it stopped.")],
-    size: Size = None,
-    as_json: Json = False,
-) -> None:
-    """Train a recipe into a run that also learns from the answers of larger runs, or of several."""
-    run_verb("train.distill:distill", as_json, recipe, overrides or [], teacher, out, size=size)
-
-
-@app.command()
-def gain(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
-    *,
-    teacher: Annotated[list[Path] | None, typer.Option(help="Folder of a trained run; may be repeated.")] = None,
-    ensemble: Annotated[int, typer.Option(min=0, help="Train so many teachers like the students first.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of all runs; the same call goes on where it stopped.")],
-    size: Size = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Pairs of students, each pair with a seed of its own.")] = 5,
-    quick: Annotated[bool, typer.Option("--quick", help="2 pairs, 2 epochs: a look, not a result.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure what distillation gives: students with and without teachers, over several seeds, on the test lines."""
-    counts: dict[str, Any] = {"seeds": seeds, "ensemble": ensemble, "quick": quick}
-    run_verb("train.gain:gain", as_json, recipe, overrides or [], teacher or [], out, size=size, **counts)
-
-
-@app.command()
-def crossval(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or path of a YAML file.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="Settings that differ, as key=value.")] = None,
-    *,
-    out: Annotated[Path, typer.Option(help="Folder of all runs; the same call goes on where it stopped.")],
-    kinds: Annotated[
-        str, typer.Option(help="Fusions to compare, with commas.")
-    ] = "concat,sum,weighted,gated,low_rank,attention,bottleneck",
-    folds: Annotated[int, typer.Option(min=2, help="Parts of the training lines; each is tested on once.")] = 5,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="those of the recipe")] = None,
-    as_json: Json = False,
-) -> None:
-    """Choose the fusion by stratified cross-validation: mean, deviation and a paired test against the best."""
-    options = {"kinds": kinds.split(","), "folds": folds, "epochs": epochs}
-    run_verb("train.crossval:crossval", as_json, recipe, overrides or [], out, **options)
-
-
-@app.command()
-def qat(
-    run: Annotated[Path, typer.Argument(help="Folder of a trained run.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training lines.")] = 1,
-    as_json: Json = False,
-) -> None:
-    """Fine-tune a run with INT8 rounding in the loop (quantization-aware training)."""
-    run_verb("train.qat:qat", as_json, run, out, epochs)
+for _verb in (init, train, pretrain, distill, gain, crossval, qat):
+    app.command()(_verb)
 
 
 @app.command()
@@ -301,12 +202,12 @@ def explain(
 @app.command("eval")
 def evaluate(
     bundle: BundlePath,
-    manifest: Annotated[Path, typer.Argument(help="Labelled data (.jsonl).", show_default=False)],
+    manifest: Labelled,
     part_dir: PartDir = None,
     backend: Backend = None,
     drop: Annotated[list[Sensor] | None, typer.Option(help="Sensor to leave out; may be repeated.")] = None,
-    split: Annotated[Split, typer.Option(help="Lines to use.")] = "test",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use this many lines, evenly spread.")] = None,
+    split: Split = "test",
+    limit: Limit = None,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy, per answer type and per subset of sensors."""
@@ -314,9 +215,8 @@ def evaluate(
     run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
 
 
-app.command()(robust)
-app.command()(attack)
-app.command()(run)
+for _verb in (robust, attack, run):
+    app.command()(_verb)
 
 
 @app.command()

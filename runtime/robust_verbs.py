@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from edgefuse.runtime.shared_options import Backend, BundlePath, Json, PartDir
+from edgefuse.runtime.shared_options import Backend, BundlePath, Json, Labelled, Limit, PartDir, Split
 from edgefuse.runtime.verbs import run_verb
-
-Labelled = Annotated[Path, typer.Argument(help="Labelled data (.jsonl).", show_default=False)]
-Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Lines to use.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Use this many lines, evenly spread.")]
 
 
 def robust(
