@@ -9,7 +9,7 @@ block, the noisiest first.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -137,6 +137,18 @@ class Forms:
             if block in form.int8 and other is not None:
                 return f"INT8 here {form.cost.against(other.cost)}"
         return "as asked for"
+
+
+def front(compiled: Iterable[Form], always: Collection[frozenset[str]]) -> list[Form]:
+    """The forms that touch less memory than every cheaper one, and those named in `always`; the cheapest first."""
+    kept: list[Form] = []
+    least_bytes = float("inf")
+    for form in sorted(compiled, key=lambda form: form.cost.us):
+        size = float("inf") if form.cost.bytes_touched is None else form.cost.bytes_touched
+        if size < least_bytes or form.int8 in always:
+            kept.append(form)
+        least_bytes = min(least_bytes, size)
+    return kept
 
 
 def _output(model: bytes, batch: Tensors) -> NDArray[np.float32]:

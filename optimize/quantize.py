@@ -19,6 +19,7 @@ from rich.console import Console
 from edgefuse.optimize.cost import cost_source
 from edgefuse.optimize.cpu_parts import cpu_candidates, median_ms
 from edgefuse.optimize.judge import REFERENCE, Candidate, Judge, Settled, Verdict
+from edgefuse.optimize.planner import front
 from edgefuse.optimize.trt_parts import FP16, TrtPart, encoder_part, head_part
 from edgefuse.runtime.bundle import HEAD, Bundle, PartInfo, part_file, token_tensor
 from edgefuse.runtime.errors import BundleError, GateError, ManifestError
@@ -213,13 +214,8 @@ def _plan(made: Mapping[str, Made], trt: Settled) -> dict[str, Any]:
         kept = {forms.trt.blocks(name): share for (of, name), share in trt.alone.items() if of == part}
         chosen = forms.trt.blocks(trt.choice[part])
         compiled = forms.trt.forms.made.values() if forms.trt.forms else ()
-        least_bytes = float("inf")
-        for form in sorted(compiled, key=lambda form: form.cost.us):
-            told = form.int8 in ({chosen, frozenset[str]()} | kept.keys())
+        for form in front(compiled, {chosen, frozenset(), *kept}):
             size = form.cost.bytes_touched
-            if (size is None or size >= least_bytes) and not told:
-                continue
-            least_bytes = least_bytes if size is None else min(least_bytes, size)
             rows.append(
                 {
                     "part": part,
