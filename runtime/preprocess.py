@@ -24,15 +24,6 @@ from edgefuse.runtime.signals import Signals
 from edgefuse.runtime.tokenizer import Tokenizer as Tokenizer  # with the preprocessor is where users look for it
 
 
-def load_image(path: str | Path, height: int, width: int) -> Pixels:
-    """Decode a picture and fit it to the model: uint8 RGB [height, width, 3].
-
-    Raises:
-        MediaError: missing, empty, cut off, damaged, or not a picture.
-    """
-    return fit_image(decode_image(read_media(path), str(path)), height, width)
-
-
 def fit_image(pixels: Pixels, height: int, width: int) -> Pixels:
     """Stretch uint8 RGB [H, W, 3] to [height, width, 3]: area average when shrinking, bilinear when enlarging."""
     if pixels.shape[:2] == (height, width):
@@ -47,16 +38,6 @@ def fill_image(pixels: Pixels, into: Pixels) -> None:
     height, width = into.shape[:2]
     shrinks = pixels.shape[0] >= height and pixels.shape[1] >= width
     cv2.resize(pixels, (width, height), dst=into, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-
-
-def load_audio(path: str | Path, sample_rate: int, samples: int) -> Pcm:
-    """Decode a sound and fit it to the model: mono float32 [samples] in [-1, 1] at `sample_rate` Hz.
-
-    Raises:
-        MediaError: missing, empty, cut off, damaged, not finite, or not a sound.
-    """
-    pcm, rate = decode_audio(read_media(path), str(path))
-    return fit_audio(to_rate(pcm, rate, sample_rate), samples)
 
 
 def to_rate(pcm: Pcm, rate: int, sample_rate: int) -> Pcm:

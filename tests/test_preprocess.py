@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgefuse.runtime.bundle import AudioSpec, Bundle, ImageSpec
 from edgefuse.runtime.errors import MediaError
-from edgefuse.runtime.preprocess import Preprocessor, fit_audio, fit_image, load_audio, load_image, to_rate
+from edgefuse.runtime.preprocess import Preprocessor, fit_audio, fit_image, prepared, sensors_of, to_rate
 
 RATE = 16_000
 
@@ -97,7 +97,10 @@ def test_files_load_with_the_shape_and_type_of_the_engine_tensors(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((30, 50), 9, np.uint8))
     soundfile.write(tmp_path / "a.wav", np.stack([chirp(8000)] * 2, axis=1), 8000)
 
-    image, audio = load_image(tmp_path / "a.png", 16, 24), load_audio(str(tmp_path / "a.wav"), RATE, 20_000)
+    specs = {"image": ImageSpec(height=16, width=24), "audio": AudioSpec(sample_rate=RATE, samples=20_000)}
+    sensors = sensors_of(specs, None)
+    image = prepared(sensors["image"], sensors["image"].decode(tmp_path / "a.png"))["image"][0]
+    audio = prepared(sensors["audio"], sensors["audio"].decode(str(tmp_path / "a.wav")))["audio"][0]
 
     assert (image.dtype, image.shape) == (np.uint8, (16, 24, 3))
     assert (audio.dtype, audio.shape) == (np.float32, (20_000,))
