@@ -26,7 +26,7 @@ from edgefuse.train import distributed as module
 from edgefuse.train.data import Batch, Loader, TrainingSteps
 from edgefuse.train.devices import prepare
 from edgefuse.train.distributed import ALONE, Place, agreed, average_gradients, first, gathered, here, joined, summed
-from edgefuse.train.fit import _optimise
+from edgefuse.train.fit import optimise
 from edgefuse.train.objective import batch_loss, validate
 from edgefuse.train.pretrained import MODEL_FILE
 from edgefuse.train.recipe import Recipe
@@ -111,7 +111,7 @@ def _learn(model: Any, recipe: Recipe, place: Place) -> dict[str, Tensor]:
     found = {f"gradient.{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "rate": 1.0}])
     terms = [
-        _optimise(model, optimizer, batch, recipe.train, n, STEPS, lambda near: batch_loss(model, near, recipe.train))
+        optimise(model, optimizer, batch, recipe.train, n, STEPS, lambda near: batch_loss(model, near, recipe.train))
         for n, batch in enumerate(batches)
     ]
     found["terms"] = torch.tensor([list(values.values()) for values in terms])

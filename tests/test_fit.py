@@ -16,7 +16,7 @@ from torch import nn
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.train.checkpoint import CHECKPOINT_FILE, Checkpoint
 from edgefuse.train.data import Batch
-from edgefuse.train.fit import _interrupt_held_back, _optimise, fit
+from edgefuse.train.fit import _interrupt_held_back, fit, optimise
 from edgefuse.train.losses import task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_logits, batch_loss, validate
@@ -34,7 +34,7 @@ def take_step(
     model: FusedModel, optimizer: torch.optim.Optimizer, batch: Batch, recipe: Recipe, step: int, total: int = STEPS
 ) -> dict[str, float]:
     """One step of the loop; returns its terms."""
-    return _optimise(
+    return optimise(
         model, optimizer, batch, recipe.train, step, total, lambda given: batch_loss(model, given, recipe.train)
     )
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from edgefuse.train.fit import _optimise
+from edgefuse.train.fit import optimise
 from edgefuse.train.objective import batch_loss
 from edgefuse.train.optimizers import _layer_factors, hold_frozen, learning_rate, new_optimizer
 from edgefuse.train.recipe import TrainSettings
@@ -49,7 +49,7 @@ def test_every_parameter_learns_at_its_encoders_rate_and_only_matrices_decay() -
             assert group["rate"] == {"audio": 0.5, "text": 0.0}.get(name.split(".")[1], 1.0)
             assert (group["weight_decay"] > 0) == (parameter.ndim > 1)
     before = {name: value.clone() for name, value in model.named_parameters()}
-    _optimise(
+    optimise(
         model.train(),
         optimizer,
         steps_of(recipe)[0],

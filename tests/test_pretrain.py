@@ -14,7 +14,7 @@ from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.train.checkpoint import Checkpoint
 from edgefuse.train.data import Batch
-from edgefuse.train.fit import _optimise
+from edgefuse.train.fit import optimise
 from edgefuse.train.losses import contrastive_loss
 from edgefuse.train.optimizers import new_optimizer
 from edgefuse.train.pretrain import Aligner, _pairs, aligned_loss, pretrain
@@ -135,7 +135,7 @@ def test_partners_are_learned() -> None:
     recipe = tiny_recipe(text={"rate": 0.3})
     optimizer = new_optimizer(model.train(), recipe)
     terms = [
-        _optimise(model, optimizer, batch, recipe.train, step, 25, lambda given: aligned_loss(model, given))
+        optimise(model, optimizer, batch, recipe.train, step, 25, lambda given: aligned_loss(model, given))
         for step in range(25)
     ]
     assert terms[0]["found"] < 0.7

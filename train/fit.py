@@ -101,7 +101,7 @@ def run_steps(
             for batch in log.timed(_batches(steps, numbers, recipe.data.workers)):
                 with _interrupt_held_back():
                     hold_frozen(model, optimizer, recipe, epoch=step // steps.steps_per_epoch)
-                    terms = _optimise(model, optimizer, batch.to(place), settings, step, total, loss)
+                    terms = optimise(model, optimizer, batch.to(place), settings, step, total, loss)
                     selection.take_step()
                     step += 1
                 log.step(step, terms)
@@ -120,7 +120,7 @@ def run_steps(
     return scores if scores and not settings.patience else score(model)
 
 
-def _optimise(
+def optimise(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,

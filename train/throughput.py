@@ -25,7 +25,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.manifest import label_names
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.data import Batch, Loader, TrainingSteps, training_lines
-from edgefuse.train.fit import _optimise
+from edgefuse.train.fit import optimise
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_loss
 from edgefuse.train.optimizers import new_optimizer
@@ -69,7 +69,7 @@ class Learner:
     def step(self, batch: Batch, number: int, total: int) -> None:
         """One step of training, as `edgefuse train` takes it."""
         start = time.perf_counter()
-        terms = _optimise(
+        terms = optimise(
             self.model, self._optimizer, batch, self._settings, number, total,
             lambda near: batch_loss(self.model, near, self._settings),
         )  # fmt: skip
