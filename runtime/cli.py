@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 the user's input or a gate failed (one line on stderr), 2 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,6 +73,7 @@ def demo(
     run_verb("benchmarks.demo:demo", as_json, out)
 
 
+_verb: Callable[..., None]
 for _verb in (init, train, pretrain, distill, gain, crossval, qat):
     app.command()(_verb)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from edgefuse.runtime import cli
 from edgefuse.runtime.bundle import (
     HEAD,
     AudioSpec,
@@ -28,6 +30,7 @@ from edgefuse.runtime.bundle import (
     part_file,
     write_bundle,
 )
+from edgefuse.runtime.preprocess import Preprocessor
 
 settings.register_profile("edgefuse", deadline=None)  # a training may run beside the tests
 settings.load_profile("edgefuse")
@@ -62,6 +65,25 @@ def tiny_copy(tiny: Tiny, tmp_path: Path) -> Bundle:
     """A copy of the tiny bundle that a test may damage."""
     shutil.copytree(tiny.bundle, tmp_path / "bundle")
     return Bundle.open(tmp_path / "bundle")
+
+
+@pytest.fixture
+def preprocessor(tiny: Tiny) -> Preprocessor:
+    """That of the tiny bundle."""
+    return Preprocessor(Bundle.open(tiny.bundle))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int | str, str, str]]:
+    """Runs the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments: object) -> tuple[int | str, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        found = capsys.readouterr()
+        return stop.value.code or 0, found.out, found.err
+
+    return call
 
 
 def _write_tiny_bundle(folder: Path) -> None:

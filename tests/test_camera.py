@@ -14,23 +14,16 @@ import numpy as np
 import pytest
 
 from edgefuse.runtime import camera as module
-from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.camera import Camera, open_camera
 from edgefuse.runtime.decision import Notice
 from edgefuse.runtime.errors import SensorError
 from edgefuse.runtime.film import Pictures
 from edgefuse.runtime.mailbox import Mailbox
-from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.sensors import Sensors
 from edgefuse.runtime.source import SpoiledError
 
 PATIENCE_S = 10.0
 HEIGHT, WIDTH = 48, 64
-
-
-@pytest.fixture
-def preprocessor(tiny) -> Preprocessor:
-    return Preprocessor(Bundle.open(tiny.bundle))
 
 
 @pytest.fixture

@@ -27,19 +27,6 @@ DATA_VERBS = [
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return stop.value.code or 0, found.out, found.err
-
-    return call
-
-
-@pytest.fixture
 def calls(monkeypatch):
     """Replaces what the verbs do; the list of what was asked."""
     asked = []

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from edgefuse.runtime import cli
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle, write_bundle
 from edgefuse.runtime.errors import BundleError, MediaError
@@ -35,19 +34,6 @@ def sensors(tmp_path):
     pcm[-SAMPLES // 3 :] = 0.5
     soundfile.write(tmp_path / "late.wav", pcm, RATE, subtype="PCM_16")
     return {"image": tmp_path / "square.png", "audio": tmp_path / "late.wav", "text": "red blue"}
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command line in this process: (exit code, stdout, stderr)."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return stop.value.code or 0, found.out, found.err
-
-    return call
 
 
 @pytest.mark.parametrize("given", SUBSETS, ids="+".join)

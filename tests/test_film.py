@@ -12,17 +12,10 @@ import numpy as np
 import pytest
 
 from edgefuse.runtime import film as module
-from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import SensorError
 from edgefuse.runtime.film import Canvas, Pictures, Video
 from edgefuse.runtime.mailbox import Mailbox
-from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.source import SpoiledError
-
-
-@pytest.fixture
-def preprocessor(tiny) -> Preprocessor:
-    return Preprocessor(Bundle.open(tiny.bundle))
 
 
 @pytest.fixture
