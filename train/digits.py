@@ -24,8 +24,7 @@ from rich.progress import track
 
 from edgefuse.runtime.errors import MissingExtraError
 from edgefuse.runtime.files import write_atomic
-from edgefuse.runtime.preprocess import to_rate
-from edgefuse.train.speech import SAMPLE_RATE, Espeak, Voice, save_speech
+from edgefuse.train.speech import SAMPLE_RATE, Espeak, Voice, as_pcm, save_speech
 from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
 
 Pcm = NDArray[np.float32]  # [T]
@@ -151,8 +150,7 @@ class _Studio:
 
 def _said(espeak: Espeak, text: str, voice: Voice) -> Pcm:
     """Speech at SAMPLE_RATE without the silence round it."""
-    pcm, rate = espeak.speak(text, voice)
-    speech = to_rate(pcm.astype(np.float32) / np.float32(32768), rate, SAMPLE_RATE)
+    speech = as_pcm(*espeak.speak(text, voice))
     loud = np.flatnonzero(np.abs(speech) > 0.02 * np.abs(speech).max())
     return speech[loud[0] : loud[-1] + 1]
 

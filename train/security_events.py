@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.progress import track
 
 from edgefuse.runtime.files import write_atomic
-from edgefuse.runtime.preprocess import to_rate
 from edgefuse.train.event_sounds import EVENTS, Pcm, in_the_rain
 from edgefuse.train.pictures import Color, Pixels, as_camera, save_once, tone
-from edgefuse.train.speech import SAMPLE_RATE, Espeak, Voice, save_speech
+from edgefuse.train.speech import SAMPLE_RATE, Espeak, as_pcm, save_speech
 from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
 
 MANIFEST = "manifest.jsonl"
@@ -69,7 +68,7 @@ def security_events(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     }
     lines: list[str] = []
     for split, count in LINES.items():
-        lines += _write_split(out, split, count, [_said(espeak, s, v) for v in pools[split] for s in SENTENCES])
+        lines += _write_split(out, split, count, [as_pcm(*espeak.speak(s, v)) for v in pools[split] for s in SENTENCES])
     write_atomic(out / MANIFEST, ("\n".join(lines) + "\n").encode())
     return {"manifests": [str(out / MANIFEST)], "lines": len(lines), "sounds": len(lines)}
 
@@ -121,11 +120,6 @@ def _paint_person(picture: Pixels, x: int, has_parcel: bool, random: np.random.G
     if has_parcel:
         cv2.rectangle(picture, (x - 1, y + 8), (x + 13, y + 20), (200, 150, 90), cv2.FILLED)
         cv2.line(picture, (x + 6, y + 8), (x + 6, y + 20), (250, 250, 230), 2)
-
-
-def _said(espeak: Espeak, text: str, voice: Voice) -> Pcm:
-    pcm, rate = espeak.speak(text, voice)
-    return to_rate(pcm.astype(np.float32) / np.float32(32768), rate, SAMPLE_RATE)
 
 
 def _write_split(out: Path, split: str, count: int, speech: list[Pcm]) -> list[str]:

@@ -99,10 +99,14 @@ def flite(text: str, voice: str) -> tuple[NDArray[np.int16], int]:
     return pcm, rate
 
 
+def as_pcm(speech: NDArray[np.int16], rate: int) -> NDArray[np.float32]:
+    """Speech [T] of any rate in Hz as float32 in [-1, 1] at SAMPLE_RATE."""
+    return to_rate(speech.astype(np.float32) / np.float32(32768), rate, SAMPLE_RATE)
+
+
 def save_speech(path: Path, pcm: NDArray[np.int16], rate: int) -> None:
     """Write int16 PCM [T] as a WAV file at SAMPLE_RATE, whole or not at all."""
-    resampled = to_rate(pcm.astype(np.float32) / np.float32(32768), rate, SAMPLE_RATE)
     buffer = io.BytesIO()
-    soundfile.write(buffer, resampled, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+    soundfile.write(buffer, as_pcm(pcm, rate), SAMPLE_RATE, subtype="PCM_16", format="WAV")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
