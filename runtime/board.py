@@ -125,7 +125,7 @@ class Board:
             "readings": metrics.mailbox.received,
             "dropped": metrics.mailbox.dropped,
             "level": level if now_ns - level_ns < QUIET_MS * 1e6 else None,
-            "picture": None if self._picture is None else self._picture.number,
+            "picture": self._shown(),
             "picture_age_ms": None if self._picture is None else (now_ns - self._picture.at_ns) / 1e6,
             "question": None if self._ask is None else self._question,
             "alarms": self._alarms,
@@ -135,11 +135,20 @@ class Board:
 
     def jpeg(self) -> bytes:
         """The newest picture, or the last one that was made, where that is a moment ago; empty where there is none."""
-        picture, now_s = self._picture, time.monotonic()
-        if picture is not None and picture.number != self._jpeg[0] and now_s >= self._next_jpeg_s:
-            self._next_jpeg_s = now_s + LEAST_S
+        picture = self._picture
+        if picture is not None and picture.number != self._jpeg[0] and self._may_encode():
+            self._next_jpeg_s = time.monotonic() + LEAST_S
             self._jpeg = (picture.number, _encoded(picture.bgr))
         return self._jpeg[1]
+
+    def _shown(self) -> int | None:
+        """The number of the picture that `jpeg` gives, or of an older one: who fetches it by that misses nothing."""
+        if self._picture is None:
+            return None
+        return self._picture.number if self._may_encode() else self._jpeg[0]
+
+    def _may_encode(self) -> bool:
+        return time.monotonic() >= self._next_jpeg_s
 
     def _best(self, probabilities: tuple[float, ...]) -> list[tuple[str, float]]:
         labels = self.metrics.info.labels
