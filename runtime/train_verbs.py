@@ -94,7 +94,7 @@ def crossval(
     out: RunsFolder,
     kinds: Annotated[
         str, typer.Option(help="Fusions to compare, with commas.")
-    ] = "concat,sum,weighted,gated,low_rank,attention,bottleneck",
+    ] = "concat,sum,weighted,gated,precise,low_rank,film,attention,bottleneck",
     folds: Annotated[int, typer.Option(min=2, help="Parts of the training lines; each is tested on once.")] = 5,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="those of the recipe")] = None,
     as_json: Json = False,

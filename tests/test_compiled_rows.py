@@ -73,7 +73,7 @@ def test_the_cnn_lstm_compiles_with_its_cepstrum_and_stays_two_lstm_nodes(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bottleneck", "precise"])
+@pytest.mark.parametrize("kind", ["bottleneck", "film", "precise"])
 def test_a_fusion_compiles(kind: str, tmp_path: Path) -> None:
     inputs = head_inputs("all", np.array([[1, 1, 1], [1, 0, 1], [0, 1, 0]]))
     goes_the_whole_way(head_part(kind), inputs, ["logits", "weights"], tmp_path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgefuse.train.fusion import FUSIONS, Attention, Concat, Gated, LowRank, Precise, Sum, Weighted
+from edgefuse.train.fusion import FUSIONS, Attention, Concat, Film, Gated, LowRank, Precise, Sum, Weighted
 
 M, DIM, COUNTS = 3, 8, (4, 1, 2)
 
@@ -96,6 +96,25 @@ def test_low_rank_is_the_product_with_the_full_tensor_of_its_factors() -> None:
     weight = np.einsum("rdi,rdj,rdk->dijk", *factors)  # [D, 1 + D, 1 + D, 1 + D], LMF equation 6
     expected = np.einsum("dijk,bi,bj,bk->bd", weight, *means)
     np.testing.assert_allclose(fusion(tokens, torch.ones(3, M))[0].detach().numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_film_is_the_largest_of_the_cells_scaled_by_what_is_said() -> None:
+    fusion, tokens = fusion_of("film"), tokens_of(3)
+    assert isinstance(fusion, Film)
+    assert COUNTS == (4, 1, 2)  # the second says, the others show
+    with torch.no_grad():
+        told = [layer(token).numpy() for layer, token in zip(fusion.tell, tokens, strict=True)]
+        scaled = np.maximum(np.concatenate([told[0], told[2]], axis=1) * (1 + told[1]), 0)  # [B, 6, D]
+        found = scaled @ fusion.find.weight.numpy().T + fusion.find.bias.numpy()
+        np.testing.assert_allclose(fusion(tokens, torch.ones(3, M))[0], found.max(axis=1), atol=1e-4, rtol=1e-4)
+
+
+def test_film_of_single_tokens_is_that_of_what_they_say_themselves() -> None:
+    fusion, tokens = fusion_of("film"), [torch.randn(2, 1, DIM) for _ in range(M)]
+    assert isinstance(fusion, Film)
+    told = torch.stack([layer(token[:, 0]) for layer, token in zip(fusion.tell, tokens, strict=True)])  # [M, B, D]
+    expected = fusion.find(F.relu(told * (1 + told.sum(dim=0)))).amax(dim=0)
+    torch.testing.assert_close(fusion(tokens, torch.ones(2, M))[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_weighted_is_numpys_average_with_the_softmax_of_the_scores() -> None:

@@ -78,9 +78,19 @@ def test_a_cell_knows_of_one_far_away_only_with_layers() -> None:
         assert (change[0] > 1e-5) == knows
 
 
-def test_a_cell_layer_is_torchs_pre_norm_transformer_layer() -> None:
+def test_a_cell_layer_begins_as_nearly_nothing() -> None:
+    torch.manual_seed(0)
+    cells = torch.randn(2, 9, 16)
+    with torch.no_grad():
+        change = CellLayer(16, 4).eval()(cells) - cells
+    assert 0 < change.abs().max() < 0.05
+
+
+def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer() -> None:
     torch.manual_seed(0)
     ours = CellLayer(16, 4).eval()
+    nn.init.ones_(ours.met)
+    nn.init.ones_(ours.thought)
     theirs = nn.TransformerEncoderLayer(16, 4, 32, 0.0, activation=F.silu, batch_first=True, norm_first=True).eval()
     attention, feed_forward = ours.attention, ours.feed_forward
     pairs = {

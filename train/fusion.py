@@ -63,6 +63,30 @@ class LowRank(nn.Module):
         return torch.stack(product.chunk(self.RANK, dim=1)).sum(dim=0), _norm_shares(factors, presence)
 
 
+class Film(nn.Module):
+    """Gains of FiLM (Perez 2018): what is said, in one token, scales each channel of what is shown, in many.
+
+    ReLU leaves of every cell what was asked for, and the largest over all cells is the answer's. Nothing else reaches
+    the classifier: with the question beside the picture, or the mean over the cells, it would learn what most pictures
+    answer long before it looks for one object. Where every modality is one token, all are scaled. The weights are the
+    norm shares of what is said, and of the largest of what is shown.
+    """
+
+    def __init__(self, modalities: int, dim: int) -> None:
+        super().__init__()
+        self.tell = nn.ModuleList(nn.Linear(dim, dim) for _ in range(modalities))
+        self.find = nn.Linear(dim, dim)
+
+    def forward(self, tokens: list[Tensor], presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Missing modalities say and show their placeholders."""
+        told = [tell(token) for tell, token in zip(self.tell, tokens, strict=True)]  # M x [B, N_m, D]
+        said = [x for x in told if x.shape[1] == 1]
+        shown = [x for x in told if x.shape[1] > 1] or said
+        gain = 1 + torch.stack(said).sum(dim=0) if said else 1.0  # [B, 1, D]
+        fused = torch.stack([self.find(F.relu(x * gain)).amax(dim=1) for x in shown]).amax(dim=0)  # [B, D]
+        return fused, _norm_shares([x.abs().amax(dim=1) for x in told], presence)
+
+
 class Weighted(nn.Module):
     """A weighted sum of the means with one learned weight per modality, renormalised over those present."""
 
@@ -145,6 +169,7 @@ FUSIONS = {
     "concat": Concat,
     "sum": Sum,
     "low_rank": LowRank,
+    "film": Film,
     "weighted": Weighted,
     "gated": Gated,
     "precise": Precise,

@@ -13,6 +13,8 @@ from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_sm
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.conformer import FeedForward, SelfAttention
 
+AMPLITUDE = 0.2  # of the positions, so that what a cell shows is not drowned by where it is
+
 
 class ImageNet(NamedTuple):
     """A network and what is kept of it."""
@@ -96,17 +98,24 @@ class Slots(nn.Module):
 
 
 class CellLayer(nn.Module):
-    """A pre-norm transformer layer."""
+    """A pre-norm transformer layer that begins as nearly nothing (LayerScale, Touvron 2021).
+
+    So each cell first learns what it shows by itself. With full layers from the start, every cell knows what the whole
+    picture holds before any knows its own object, and questions about one object stay at what the counts allow.
+    """
+
+    SCALE = 0.01
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.attention = SelfAttention(dim, heads, dropout=0.0)
         self.feed_forward = FeedForward(dim, 2 * dim, dropout=0.0)
+        self.met, self.thought = (nn.Parameter(torch.full((dim,), self.SCALE)) for _ in range(2))
 
     def forward(self, cells: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
-        cells = cells + self.attention(cells)
-        return cells + self.feed_forward(cells)
+        cells = cells + self.met * self.attention(cells)
+        return cells + self.thought * self.feed_forward(cells)
 
 
 def plane_waves(rows: int, columns: int, dim: int) -> Tensor:
@@ -119,4 +128,4 @@ def plane_waves(rows: int, columns: int, dim: int) -> Tensor:
     down, right = (torch.arange(n) / n + 0.5 / n - 0.5 for n in (rows, columns))  # -0.5..0.5, the cells' middles
     y, x = down[:, None, None] * frequency, right[None, :, None] * frequency  # [R, 1, count], [1, C, count]
     waves = [wave.expand(rows, columns, count) for wave in (y.sin(), y.cos(), x.sin(), x.cos())]
-    return torch.cat(waves, dim=2).flatten(0, 1)
+    return AMPLITUDE * torch.cat(waves, dim=2).flatten(0, 1)

@@ -100,7 +100,9 @@ class FusionSettings(Settings):
     """How the tokens become one answer."""
 
     # A row of fusion.FUSIONS.
-    kind: Literal["concat", "sum", "low_rank", "weighted", "gated", "precise", "attention", "bottleneck"] = "gated"
+    kind: Literal["concat", "sum", "low_rank", "film", "weighted", "gated", "precise", "attention", "bottleneck"] = (
+        "gated"
+    )
     dim: int = Field(128, ge=8, multiple_of=4)  # four heads of attention share it
     hidden: int = Field(256, ge=8)  # width of the classifier behind it
     dropout: Rate = 0.0
