@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 from torch import nn
 from torch.nn import functional as F
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.encoders import ImageEncoder
-from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayer, CellLayers, Slots, plane_waves
+from edgefuse.train.image_nets import (
+    IMAGE_ENCODERS,
+    CellLayer,
+    CellLayers,
+    Slots,
+    distances,
+    middles,
+    plane_waves,
+)
+from edgefuse.train.presence import MASKED_SCORE
 from edgefuse.train.recipe import ImageSettings
 from tests.test_encoders import pictures
 
@@ -51,7 +62,8 @@ def test_a_slot_reads_as_torchs_scaled_dot_product_does() -> None:
     slots, cells = Slots(3, 16), torch.randn(2, 9, 16)
     normed = slots.norm(cells)
     read = F.scaled_dot_product_attention(slots.query.expand(2, -1, -1), normed, normed)
-    torch.testing.assert_close(slots(cells), slots.value(read) + slots.query, atol=1e-5, rtol=1e-4)
+    found, _ = slots(cells, middles(3, 3)[None])
+    torch.testing.assert_close(found, slots.value(read) + slots.query, atol=1e-5, rtol=1e-4)
 
 
 def test_pooled_cells_that_met_are_their_mean() -> None:
@@ -82,13 +94,13 @@ def test_a_cell_layer_begins_as_nearly_nothing() -> None:
     torch.manual_seed(0)
     cells = torch.randn(2, 9, 16)
     with torch.no_grad():
-        change = CellLayer(16, 4).eval()(cells) - cells
-    assert 0 < change.abs().max() < 0.05
+        change = CellLayer(16).eval()(cells, distances(middles(3, 3)[None])) - cells
+    assert 0 < change.abs().max() < 0.1
 
 
-def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer() -> None:
+def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer_with_scores_by_distance() -> None:
     torch.manual_seed(0)
-    ours = CellLayer(16, 4).eval()
+    ours = CellLayer(16).eval()
     nn.init.ones_(ours.met)
     nn.init.ones_(ours.thought)
     theirs = nn.TransformerEncoderLayer(16, 4, 32, 0.0, activation=F.silu, batch_first=True, norm_first=True).eval()
@@ -100,13 +112,45 @@ def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer() -> No
         theirs.linear1: feed_forward[1],
         theirs.linear2: feed_forward[4],
     }
+    apart = torch.rand(2, 9, 9)
+    score = torch.stack([slope * apart for slope in CellLayer.SLOPES], dim=1)  # [2, 4, 9, 9]
+    score = score.masked_fill(torch.eye(9, dtype=torch.bool), -torch.inf)
     with torch.no_grad():
         for copy, source in pairs.items():
             copy.load_state_dict(source.state_dict())
         theirs.self_attn.in_proj_weight.copy_(attention.qkv.weight)
         theirs.self_attn.in_proj_bias.copy_(attention.qkv.bias)
         cells = torch.randn(2, 9, 16)
-        torch.testing.assert_close(ours(cells), theirs(cells), atol=1e-5, rtol=1e-4)
+        expected = theirs(cells, src_mask=score.flatten(0, 1))
+        torch.testing.assert_close(ours(cells, apart), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_of_a_cell_layer_reads_the_nearest_and_another_the_furthest() -> None:
+    places = torch.tensor([[0.1, 0.1], [0.2, 0.1], [0.5, 0.5], [0.9, 0.9]])
+    score = CellLayer(16).slope * distances(places[None]) + MASKED_SCORE * torch.eye(4)  # [4, 4, 4]
+    share = score.softmax(dim=2).detach()
+    assert share[0, 0].argmax() == 1
+    assert share[3, 0].argmax() == 3
+
+
+def test_distances_are_scipys() -> None:
+    places = torch.rand(2, 5, 2)
+    for found, given in zip(distances(places), places, strict=True):
+        np.testing.assert_allclose(found, cdist(given, given), atol=0.01)
+
+
+def test_the_middles_of_cells_are_in_longer_sides_of_the_picture() -> None:
+    assert middles(1, 2).tolist() == [[0.25, 0.25], [0.25, 0.75]]
+
+
+def test_a_slot_is_where_it_looks() -> None:
+    torch.manual_seed(0)
+    slots, cells = Slots(1, 8), torch.randn(1, 4, 8)
+    with torch.no_grad():
+        slots.query.copy_(100 * slots.norm(cells)[:, 2])
+        tokens, places = slots(cells, middles(2, 2)[None])
+    assert tokens.shape == (1, 1, 8)
+    torch.testing.assert_close(places, torch.tensor([[[0.75, 0.25]]]))
 
 
 def test_two_cells_have_the_more_alike_positions_the_nearer_they_are() -> None:

@@ -18,6 +18,7 @@ from edgefuse.train.cnn_lstm import Memory
 from edgefuse.train.conformer import ConformerLayer
 from edgefuse.train.frontends import CEPSTRUM, MELS, Cepstrum, LogMel, PixelNorm
 from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayers
+from edgefuse.train.presence import MASKED_SCORE
 from edgefuse.train.pretrained import load_encoder
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 
@@ -33,7 +34,6 @@ TEXT_ENCODERS = {
     "distilbert_base": {"n_layers": 6, "dim": 768, "n_heads": 12, "hidden_dim": 3072},
 }
 BATCH_NORM_MOMENTUM = 0.1  # MobileNetV3's own 0.01 is for millions of steps; running means lag behind in a short run
-MASKED_SCORE = -1e4  # added to the score of padding; float32's minimum would become -inf in FP16
 
 
 class ImageEncoder(nn.Module):

@@ -12,6 +12,7 @@ from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_sm
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.conformer import FeedForward, SelfAttention
+from edgefuse.train.presence import MASKED_SCORE
 
 AMPLITUDE = 0.2  # of the positions, so that what a cell shows is not drowned by where it is
 
@@ -62,60 +63,84 @@ class CellLayers(nn.Module):
     to relate, and to ask, where there were dozens of cells.
     """
 
-    DIM, HEADS = 128, 4
+    DIM = 128
 
     def __init__(self, channels: int, rows: int, columns: int, layers: int, slots: int) -> None:
         super().__init__()
         self.count = slots or rows * columns
         self.project = nn.Linear(channels, self.DIM)
         self.position = nn.Parameter(plane_waves(rows, columns, self.DIM))
-        self.slots = Slots(slots, self.DIM) if slots else nn.Identity()
-        self.layers = nn.ModuleList(CellLayer(self.DIM, self.HEADS) for _ in range(layers))
+        self.slots = Slots(slots, self.DIM) if slots else None
+        self.layers = nn.ModuleList(CellLayer(self.DIM) for _ in range(layers))
         self.norm = nn.LayerNorm(self.DIM)
+        self.register_buffer("places", middles(rows, columns), persistent=False)
 
     def forward(self, cells: Tensor) -> Tensor:
         """All layers."""
-        cells = self.slots(self.project(cells) + self.position)  # [B, N or slots, DIM]
+        tokens, places = self.project(cells) + self.position, self.places[None]  # [B, N, DIM], [1, N, 2]
+        if self.slots:
+            tokens, places = self.slots(tokens, places)  # [B, slots, DIM], [B, slots, 2]
+        apart = distances(places)  # [B or 1, N or slots, N or slots]
         for layer in self.layers:
-            cells = layer(cells)
-        return self.norm(cells)
+            tokens = layer(tokens, apart)
+        return self.norm(tokens)
 
 
 class Slots(nn.Module):
     """Learned queries [S, D] that each read the cells [B, N, D] they match: [B, S, D]."""
 
+    SHARPNESS = 3.0  # of the first queries: one that reads all cells alike learns what the whole picture holds
+
     def __init__(self, count: int, dim: int) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(count, dim))
+        self.query = nn.Parameter(torch.randn(count, dim) * self.SHARPNESS)
         self.norm = nn.LayerNorm(dim)
         self.value = nn.Linear(dim, dim)
 
-    def forward(self, cells: Tensor) -> Tensor:
-        """One head each: a slot looks for one kind of thing."""
+    def forward(self, cells: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """One head each: a slot looks for one kind of thing. Its place is the mean of `places` [1, N, 2] it reads."""
         cells = self.norm(cells)
         share = (self.query @ cells.transpose(1, 2) / cells.shape[2] ** 0.5).softmax(dim=2)  # [B, S, N]
-        return self.value(share @ cells) + self.query  # [B, S, D]
+        return self.value(share @ cells) + self.query, share @ places  # [B, S, D], [B, S, 2]
 
 
 class CellLayer(nn.Module):
-    """A pre-norm transformer layer that begins as nearly nothing (LayerScale, Touvron 2021).
+    """A pre-norm transformer layer whose heads look at what is near, or at what is far, and that begins as nothing.
 
-    So each cell first learns what it shows by itself. With full layers from the start, every cell knows what the whole
-    picture holds before any knows its own object, and questions about one object stay at what the counts allow.
+    A score by distance is a learned slope per head (ALiBi, Press 2022, in two dimensions, and without a token's own
+    score): which object is nearest is a product of two positions, of which attention by content sees nothing at first.
+    Each layer is scaled (LayerScale, Touvron 2021), so that a token first learns what it shows by itself. With full
+    layers from the start it knows what the whole picture holds before it knows its own object, and questions about one
+    object stay at what the counts allow.
     """
 
-    SCALE = 0.01
+    SCALE = 0.03
+    SLOPES = (-20.0, -7.5, 7.5, 20.0)  # of each head, per side of the picture
 
-    def __init__(self, dim: int, heads: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, heads, dropout=0.0)
+        self.attention = SelfAttention(dim, len(self.SLOPES), dropout=0.0)
         self.feed_forward = FeedForward(dim, 2 * dim, dropout=0.0)
+        self.slope = nn.Parameter(torch.tensor(self.SLOPES)[:, None, None])
         self.met, self.thought = (nn.Parameter(torch.full((dim,), self.SCALE)) for _ in range(2))
 
-    def forward(self, cells: Tensor) -> Tensor:
-        """[B, N, D] to [B, N, D]."""
-        cells = cells + self.met * self.attention(cells)
-        return cells + self.thought * self.feed_forward(cells)
+    def forward(self, tokens: Tensor, apart: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D], where `apart` [B or 1, N, N] are distances in sides of the picture."""
+        others = MASKED_SCORE * torch.eye(apart.shape[1])  # [N, N]
+        tokens = tokens + self.met * self.attention(tokens, self.slope * apart[:, None] + others)
+        return tokens + self.thought * self.feed_forward(tokens)
+
+
+def middles(rows: int, columns: int) -> Tensor:
+    """Where the cells of a picture are, [rows * columns, 2]: down and right, in longer sides of the picture."""
+    place = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))  # [N, 2]
+    return (place + 0.5) / max(rows, columns)
+
+
+def distances(places: Tensor) -> Tensor:
+    """Between any two of places [B, N, 2]: [B, N, N]."""
+    square = (places[:, :, None] - places[:, None]).square().sum(dim=3)  # [B, N, N]
+    return (square + 1e-4).sqrt()  # which has a slope at 0
 
 
 def plane_waves(rows: int, columns: int, dim: int) -> Tensor:
