@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.encoders import TextEncoder
-from edgefuse.train.pretrained import MODEL_FILE, load_encoder, without_weights
+from edgefuse.train.pretrained import MODEL_FILE, load_encoder, start_from, without_weights
 from edgefuse.train.recipe import TextSettings
 from edgefuse.train.runs import Run
 from edgefuse.train.wordpiece import tokenizer_document
@@ -67,3 +67,25 @@ def test_a_trained_run_needs_what_it_started_from_no_more(tmp_path: Path) -> Non
         moved.new_model()
     assert moved.trained_model().modalities == run.recipe.modalities
     assert without_weights(recipe) == run.recipe
+
+
+def test_a_training_starts_from_all_of_a_run_that_fits_and_the_rest_is_new() -> None:
+    model = new_model(tiny_recipe(fusion={"kind": "weighted"}), seed=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    taken, of = start_from(model, str(trained_run()), None)
+    saved = load_file(trained_run() / MODEL_FILE)
+    fitting = {name for name, value in before.items() if name in saved and saved[name].shape == value.shape}
+    assert (taken, of) == (len(fitting), len(before))
+    assert 0 < taken < of
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved[name] if name in fitting else before[name])
+
+
+def test_a_start_of_other_pieces_or_of_nothing_is_refused_in_one_line(tmp_path: Path) -> None:
+    model = new_model(tiny_recipe())
+    with pytest.raises(RecipeError, match=r"train\.start '.*' knows other pieces of words than this text; give text"):
+        start_from(model, str(trained_run()), b"{}")
+    with pytest.raises(RecipeError, match=r"train\.start '.*' cannot be read \(.*\); give the folder of a finished run"):
+        start_from(model, str(tmp_path), None)
+    with pytest.raises(RecipeError, match="none of its .* weights has a name and shape of this model"):
+        start_from(torch.nn.Linear(2, 2), str(trained_run()), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from edgefuse.runtime.bundle import TOKENIZER_FILE
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.recipe import Recipe
@@ -30,6 +31,33 @@ def load_encoder(encoder: nn.Module, modality: str, source: str) -> None:
         encoder.load_state_dict(below(f"encoders.{modality}.", tensors) if path.is_dir() else tensors)
     except Exception as error:  # safetensors raises its own error, torch RuntimeError
         raise RecipeError(f"{key} does not fit this encoder: {short_reason(error)}") from None
+
+
+def start_from(model: nn.Module, source: str, tokenizer: bytes | None) -> tuple[int, int]:
+    """Take from the run that the recipe gives as `train.start` every weight whose name and shape the model has.
+
+    What the run has not, such as layers that the model has besides, stays new. `tokenizer` is the model's.
+
+    Returns:
+        How many tensors were taken, of how many that the model has.
+
+    Raises:
+        RecipeError: no finished run is there, none of its weights fits, or its text encoder knows other pieces.
+    """
+    key, folder = f"train.start {source!r}", Path(source)
+    try:
+        given = load_file(folder / MODEL_FILE)
+        pieces = (folder / TOKENIZER_FILE).read_bytes() if (folder / TOKENIZER_FILE).exists() else None
+    except Exception as error:  # safetensors raises its own error
+        raise RecipeError(f"{key} cannot be read ({short_reason(error)}); give the folder of a finished run") from None
+    if tokenizer and pieces and tokenizer != pieces:
+        raise RecipeError(f"{key} knows other pieces of words than this text; give text.tokenizer={source} as well")
+    wanted = model.state_dict()
+    taken = {name: value for name, value in given.items() if name in wanted and wanted[name].shape == value.shape}
+    if not taken:
+        raise RecipeError(f"{key}: none of its {len(given)} weights has a name and shape of this model")
+    model.load_state_dict(taken, strict=False)
+    return len(taken), len(wanted)
 
 
 def without_weights(recipe: Recipe) -> Recipe:

@@ -111,6 +111,7 @@ class FusionSettings(Settings):
 class TrainSettings(Settings):
     """The loop."""
 
+    start: str | None = None  # the folder of a run: its weights are taken where name and shape fit, the others are new
     epochs: int = Field(30, ge=0)  # 0 leaves the weights random: size and speed of a model can be had before training
     learning_rate: float = Field(3e-3, gt=0)  # the peak of the schedule
     warmup: Rate = 0.15  # share of all steps before the peak

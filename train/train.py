@@ -11,12 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from edgefuse.runtime.errors import PeerError, RecipeError
 from edgefuse.runtime.manifest import Example, label_names, read_manifest
 from edgefuse.train.data import Loader, TrainingSteps, training_lines
 from edgefuse.train.distributed import ALONE, first, here, joined
 from edgefuse.train.fit import fit
 from edgefuse.train.objective import Guide, settle_norms
+from edgefuse.train.pretrained import start_from
 from edgefuse.train.recipe import Recipe, load_recipe
 from edgefuse.train.runs import RUN_FILE, Run, open_or_start
 
@@ -55,6 +58,9 @@ def _train(settings: Recipe, out: Path, teachers: Sequence[dict[str, str]], less
     if "accuracy" in run.document:
         return _result(run)
     model = run.new_model()
+    if settings.train.start:
+        taken, of = start_from(model, settings.train.start, run.tokenizer)
+        Console(stderr=True).print(f"{taken} of {of} tensors from {settings.train.start}", highlight=False)
     loader = Loader(settings, labels, run.text_tokenizer(), here() if settings.train.epochs else ALONE)
     steps = TrainingSteps(settings, training, loader)
     subsets = list(settings.data.subsets) or ["+".join(settings.modalities)]
