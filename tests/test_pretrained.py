@@ -85,7 +85,7 @@ def test_a_start_of_other_pieces_or_of_nothing_is_refused_in_one_line(tmp_path: 
     model = new_model(tiny_recipe())
     with pytest.raises(RecipeError, match=r"train\.start '.*' knows other pieces of words than this text; give text"):
         start_from(model, str(trained_run()), b"{}")
-    with pytest.raises(RecipeError, match=r"train\.start '.*' cannot be read \(.*\); give the folder of a finished run"):
+    with pytest.raises(RecipeError, match=r"train\.start '.*' cannot be read \(.*\); give the folder"):
         start_from(model, str(tmp_path), None)
-    with pytest.raises(RecipeError, match="none of its .* weights has a name and shape of this model"):
+    with pytest.raises(RecipeError, match=r"none of its \d+ weights has a name and shape of this model"):
         start_from(torch.nn.Linear(2, 2), str(trained_run()), None)
