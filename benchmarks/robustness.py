@@ -1,7 +1,8 @@
 """What robust training gives, from nothing: `python benchmarks/robustness.py noise|missing|fgsm|flite|speakers`.
 
-Each experiment makes its data, trains, measures, and says whether its bar is reached; a second call goes on where the
-first one stopped. `speakers` needs recordings of the Free Spoken Digit Dataset (`--recordings`), `flite` needs flite.
+Each experiment makes its data, trains, measures, and says whether its bar is reached, also in
+benchmarks/results/robustness_<experiment>.json; a second call goes on where the first one stopped. `speakers` needs
+recordings of the Free Spoken Digit Dataset (`--recordings`), `flite` needs flite.
 Minutes on two quiet CPU cores, about: noise 10, missing 25, fgsm 25, flite 35, speakers 30.
 """
 
@@ -18,7 +19,11 @@ from typing import Any
 
 from rich.console import Console
 
+from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.runtime.errors import EdgefuseError
+from edgefuse.runtime.files import write_atomic
+
+RESULTS = Path(__file__).parent / "results"
 
 DIGITS = ("av_digits", "data.manifest={data}/manifest.jsonl")
 NOISY = ("augment={noise: {rate: 0.4, severity: [2, 5]}, hiss: {rate: 0.2, severity: [1, 4]}}",)
@@ -154,6 +159,8 @@ def main() -> None:
         result = EXPERIMENTS[given.experiment](given.out, given.recordings)
     except EdgefuseError as error:
         sys.exit(str(error))
+    document = json.dumps({**result, "environment": describe_environment()}, indent=2)
+    write_atomic(RESULTS / f"robustness_{given.experiment}.json", document.encode())
     print(json.dumps(result))
     sys.exit(not result["reached"])
 
