@@ -18,7 +18,7 @@ from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import MediaError, OptionError
 from edgefuse.runtime.predict_batches import PredictBatches
-from edgefuse.runtime.predictor import Predictor
+from edgefuse.runtime.predictor import Answer, Predictor
 from tests.conftest import LABELS, MODALITIES
 
 
@@ -42,14 +42,20 @@ def column(values: list[Any]) -> np.ndarray:
     return made
 
 
+def alone_or_why(predictor: Predictor, sensors: dict[str, Any]) -> Answer | str:
+    try:
+        return predictor.predict(**sensors)
+    except MediaError as error:
+        return str(error)
+
+
 def assert_answered_as_alone(answers: dict[str, np.ndarray], batch: dict[str, Any], predictor: Predictor) -> None:
     sensors = [name for name in MODALITIES if name in batch]
     for number, row in enumerate(zip(*(batch[name] for name in sensors), strict=True)):
         there = {name: value for name, value in zip(sensors, row, strict=True) if value is not None and len(value)}
-        try:
-            alone = predictor.predict(**there)
-        except MediaError as error:
-            assert answers["error"][number] == str(error)
+        alone = alone_or_why(predictor, there)
+        if isinstance(alone, str):
+            assert answers["error"][number] == alone
             assert answers["label"][number] == ""
             assert np.isnan(answers["confidence"][number])
             assert not any(answers[f"weight_{name}"][number] for name in MODALITIES)

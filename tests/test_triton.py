@@ -247,7 +247,7 @@ def test_a_model_of_someone_else_is_not_overwritten(tiny, tmp_path):
     taken.parent.mkdir(parents=True)
     taken.write_text('name: "tiny_head"')
 
-    with pytest.raises(BundleError, match="was not written for tiny.json, so it stays; give another --name"):
+    with pytest.raises(BundleError, match=r"was not written for tiny\.json, so it stays; give another --name"):
         export_triton(tiny.bundle, tmp_path / "models")
 
     assert content(tmp_path / "models") == {"tiny_head/config.pbtxt": b'name: "tiny_head"'}

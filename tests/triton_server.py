@@ -1,7 +1,7 @@
 """A stand-in for Triton: reads a model repository by Triton's own protobuf and refuses what the real one refuses.
 
-It speaks the KServe v2 protocol over gRPC and HTTP (binary tensors), and answers with what ONNX Runtime computes from the
-files of the repository. Names, types, shapes and batches are checked against the configuration in every request.
+It speaks the KServe v2 protocol over gRPC and HTTP (binary tensors), and answers with what ONNX Runtime computes from
+the files of the repository. Names, types, shapes and batches are checked against the configuration in every request.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def serve_http(repository: Repository) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             size = int(self.headers["Inference-Header-Content-Length"])
             request, at = json.loads(body[:size]), size
