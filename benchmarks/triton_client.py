@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +28,17 @@ from numpy.typing import NDArray
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import BackendError, EdgefuseError, MissingExtraError, OptionError
-from edgefuse.runtime.manifest import Example, read_manifest
+from edgefuse.runtime.manifest import SPLITS, Example, read_manifest
 from edgefuse.runtime.preprocess import Preprocessor
 
 PORTS = {"grpc": 8001, "http": 8000}  # Triton's own
+OUTPUTS = ("logits", "weights")
 PERCENTILES = (50, 90, 99)
 TIMEOUT_S = 60.0
 
 
 class Server:
-    """One connection to an ensemble; each thread needs its own.
+    """A connection to an ensemble, for the thread that opens it.
 
     Args:
         url: host:port.
@@ -48,13 +52,11 @@ class Server:
     def __init__(self, url: str, protocol: str, model: str) -> None:
         try:
             self._client = importlib.import_module(f"tritonclient.{protocol}")
-        except (ImportError, RuntimeError):  # tritonclient's own answer where its extra is missing
+        except (ImportError, RuntimeError):  # the latter is its own answer where only a part of it is installed
             raise MissingExtraError("tritonclient is not installed; pip install 'edgefuse[triton]'") from None
         self._url, self._model = url, model
-        patience = {} if protocol == "grpc" else {"connection_timeout": TIMEOUT_S, "network_timeout": TIMEOUT_S}
-        self._patience = {"client_timeout": TIMEOUT_S} if protocol == "grpc" else {}
-        self._connection = self._client.InferenceServerClient(url, **patience)
-        self._wanted = [self._client.InferRequestedOutput(name) for name in ("logits", "weights")]
+        self._limits = {"client_timeout": TIMEOUT_S} if protocol == "grpc" else {}  # over HTTP it has one by itself
+        self._connection = self._client.InferenceServerClient(url)
 
     def ask(self, tensors: Tensors) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits [B, C] and weights [B, M] for the sensor tensors and presence of B rows.
@@ -62,28 +64,26 @@ class Server:
         Raises:
             BackendError: nobody answers, or the server refuses the request.
         """
+        datatype = importlib.import_module("tritonclient.utils").np_to_triton_dtype
         inputs = []
         for name, array in tensors.items():
-            inputs.append(self._client.InferInput(name, list(array.shape), _datatype(array)))
+            inputs.append(self._client.InferInput(name, list(array.shape), datatype(array.dtype)))
             inputs[-1].set_data_from_numpy(array)
+        wanted = [self._client.InferRequestedOutput(name) for name in OUTPUTS]
         try:
-            found = self._connection.infer(self._model, inputs, outputs=self._wanted, **self._patience)
-        except Exception as error:  # of gRPC, of gevent's sockets, or of tritonclient: they share no base class
+            found = self._connection.infer(self._model, inputs, outputs=wanted, **self._limits)
+        except Exception as error:  # of gRPC, of sockets, or of tritonclient: they share no base class
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise BackendError(
                 f"no answer of {self._model} at {self._url}: {reason}; start tritonserver --model-repository with what "
                 "`edgefuse export-triton` wrote, or give another --url, --protocol or --model"
             ) from None
-        return found.as_numpy("logits"), found.as_numpy("weights")
+        logits, weights = (found.as_numpy(name) for name in OUTPUTS)
+        return logits, weights
 
     def close(self) -> None:
         """Hang up."""
         self._connection.close()
-
-
-def _datatype(array: NDArray[Any]) -> str:
-    found: str = importlib.import_module("tritonclient.utils").np_to_triton_dtype(array.dtype)
-    return found
 
 
 def request_for(preprocessor: Preprocessor, modalities: Sequence[str], examples: Sequence[Example]) -> Tensors:
@@ -92,16 +92,16 @@ def request_for(preprocessor: Preprocessor, modalities: Sequence[str], examples:
     Raises:
         MediaError: a picture or sound cannot be decoded.
     """
-    rows: list[Mapping[str, NDArray[Any]]] = []
+    rows = []
     for example in examples:
-        row: dict[str, NDArray[Any]] = {}
+        row = {"presence": np.array([[getattr(example, m) is not None for m in modalities]], np.float32)}  # [1, M]
         for modality in modalities:
             value = getattr(example, modality)
-            empty = value is None
-            decoded = None if empty else preprocessor.decode(modality, value)
-            row |= preprocessor.empty(modality) if empty else preprocessor.prepare(modality, decoded)
-        presence = [[getattr(example, modality) is not None for modality in modalities]]
-        rows.append({**row, "presence": np.array(presence, np.float32)})  # [1, M]
+            if value is None:
+                row |= preprocessor.empty(modality)
+            else:
+                row |= preprocessor.prepare(modality, preprocessor.decode(modality, value))
+        rows.append(row)
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -146,7 +146,70 @@ def measure(
     host = Preprocessor(bundle)
     groups = [examples[start : start + batch] for start in range(0, len(examples), batch)]
     asked = [request_for(host, bundle.info.modalities, group) for group in groups]
-    servers = [Server(url, protocol, model) for _ in range(concurrency)]
-    logits = np.concatenate([servers[0].ask(tensors)[0] for tensors in asked])  # [n, C]
+    connect = partial(Server, url, protocol, model)
+    with closing(connect()) as server:
+        logits = np.concatenate([server.ask(tensors)[0] for tensors in asked])  # [n, C]
     right = [bundle.info.labels[k] == e.label for k, e in zip(logits.argmax(axis=1), examples, strict=True)]
-    ...
+    took_ms, rows_per_s = _timed(connect, asked, concurrency, requests)
+    told = {"model": model, "url": url, "protocol": protocol}
+    asked_for = {"concurrency": concurrency, "batch": batch, "requests": len(took_ms)}
+    latency_ms = {f"p{p}": float(np.percentile(took_ms, p)) for p in PERCENTILES}
+    speed = {"latency_ms": latency_ms, "rows_per_s": rows_per_s}
+    return {**told, **asked_for, **speed, "accuracy": float(np.mean(right)), "n": len(right)}
+
+
+def _timed(
+    connect: Callable[[], Server], asked: Sequence[Tensors], concurrency: int, requests: int
+) -> tuple[list[float], float]:
+    """Milliseconds of each request, and rows a second of all workers together."""
+    begin = threading.Barrier(concurrency)
+    turns = itertools.count()  # of all workers: next() on it is one step
+
+    def work() -> tuple[float, float, int, list[float]]:
+        """When this worker began and ended, its rows, and its times."""
+        with closing(connect()) as server:
+            try:
+                server.ask(asked[0])  # opens the connection
+            except BackendError:
+                begin.abort()
+                raise
+            begin.wait()
+            began_s, rows, took_ms = time.perf_counter(), 0, []
+            while (turn := next(turns)) < requests:
+                tensors = asked[turn % len(asked)]
+                asked_s = time.perf_counter()
+                server.ask(tensors)
+                took_ms.append((time.perf_counter() - asked_s) * 1e3)
+                rows += len(tensors["presence"])
+            return began_s, time.perf_counter(), rows, took_ms
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        futures = [pool.submit(work) for _ in range(concurrency)]
+    # Those that waited for the one that failed have nothing to say.
+    futures.sort(key=lambda future: isinstance(future.exception(), threading.BrokenBarrierError))
+    began_s, ended_s, rows, took_ms = zip(*(future.result() for future in futures), strict=True)
+    return list(itertools.chain(*took_ms)), sum(rows) / (max(ended_s) - min(began_s))
+
+
+def main() -> None:
+    """Measure, print JSON; one line and exit 1 where that is not possible."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="the bundle that the repository was written from")
+    parser.add_argument("manifest", type=Path, help="labelled data (.jsonl)")
+    parser.add_argument("--url", help="host:port (default: this machine, the protocol's port)")
+    parser.add_argument("--protocol", choices=PORTS, default="grpc")
+    parser.add_argument("--model", help="name of the ensemble (default: the bundle's)")
+    parser.add_argument("--concurrency", type=int, default=1, help="requests on their way at the same time")
+    parser.add_argument("--batch", type=int, default=1, help="rows in a request")
+    parser.add_argument("--requests", type=int, default=200, help="how many are timed")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--limit", type=int, default=256, help="use this many lines, evenly spread")
+    given = vars(parser.parse_args())
+    try:
+        print(json.dumps(measure(given.pop("bundle"), given.pop("manifest"), **given), indent=2))
+    except EdgefuseError as error:
+        sys.exit(f"triton_client: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -177,8 +177,8 @@ class Preprocessor:
 
         Args:
             modality: one of MODALITIES.
-            value: a path; or the bytes of a file; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at the model's rate; or str;
-                or float32 rows [n, F].
+            value: a path, or the bytes of a file; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at
+                the model's rate; or str; or float32 rows [n, F].
 
         Raises:
             MediaError: the value cannot be decoded, has the wrong type or shape, or the model lacks the modality.

@@ -102,7 +102,7 @@ def test_a_batch_that_the_server_does_not_take_is_one_line(tiny, repository):
 
 
 def test_a_model_that_is_not_there_is_said(tiny, repository):
-    with serve_http(repository) as url, pytest.raises(BackendError, match="no answer of other at .* is not found"):
+    with serve_http(repository) as url, pytest.raises(BackendError, match=r"no answer of other at .* is not found"):
         measure(tiny.bundle, tiny.manifest, url=url, protocol="http", model="other")
 
 
