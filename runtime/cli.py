@@ -31,6 +31,7 @@ from edgefuse.runtime.shared_options import (
     Threads,
 )
 from edgefuse.runtime.train_verbs import crossval, distill, gain, init, pretrain, qat, train
+from edgefuse.runtime.triton_verb import export_triton
 from edgefuse.runtime.verbs import run_verb
 
 app = typer.Typer(
@@ -160,6 +161,9 @@ def build(
     run_verb(
         "optimize.build_engine:build", as_json, bundle, **gpus, explain=explain, optimization_level=optimization_level
     )
+
+
+app.command("export-triton")(export_triton)
 
 
 @app.command()

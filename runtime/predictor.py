@@ -22,9 +22,10 @@ from edgefuse.runtime.media import Pcm, Pixels
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.signals import Rows
 
-Image = str | Path | Pixels  # a picture file, or uint8 RGB [H, W, 3] in 0..255
-Audio = str | Path | Pcm  # a sound file, or float32 mono PCM [T] in [-1, 1] at the bundle's sample rate
-Signal = str | Path | Rows  # a .csv or .npy file, or float32 rows [n, F] in the sensors' units, the newest last
+File = str | Path | bytes  # the path of a file, or what is in it
+Image = File | Pixels  # a picture file, or uint8 RGB [H, W, 3] in 0..255
+Audio = File | Pcm  # a sound file, or float32 mono PCM [T] in [-1, 1] at the bundle's sample rate
+Signal = File | Rows  # a .csv or .npy file, or float32 rows [n, F] in the sensors' units, the newest last
 Floats = NDArray[np.float32]
 
 

@@ -90,7 +90,9 @@ class Pictures:
         self._spec = spec
 
     def decode(self, value: Any) -> Pixels:
-        """Pixels of a file, or `value` itself if it is that."""
+        """Pixels of a file, given by its path or its bytes, or `value` itself if it is that."""
+        if isinstance(value, bytes):
+            return decode_image(value, "image")
         if isinstance(value, (str, Path)):
             return decode_image(read_media(value), str(value))
         if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3 or value.shape[2] != 3:
@@ -115,7 +117,9 @@ class Sounds:
         self._spec = spec
 
     def decode(self, value: Any) -> tuple[Pcm, int]:
-        """PCM of a file and its rate in Hz, or `value` itself at the model's rate."""
+        """PCM of a file, given by its path or its bytes, and its rate in Hz, or `value` itself at the model's rate."""
+        if isinstance(value, bytes):
+            return decode_audio(value, "audio")
         if isinstance(value, (str, Path)):
             return decode_audio(read_media(value), str(value))
         if not isinstance(value, np.ndarray) or value.dtype != np.float32 or value.ndim != 1 or not value.size:
@@ -173,8 +177,8 @@ class Preprocessor:
 
         Args:
             modality: one of MODALITIES.
-            value: a path; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at the model's rate; or str;
-                or float32 rows [n, F].
+            value: a path, or the bytes of a file; or uint8 RGB [H, W, 3] in 0..255; or float32 PCM [T] in [-1, 1] at
+                the model's rate; or str; or float32 rows [n, F].
 
         Raises:
             MediaError: the value cannot be decoded, has the wrong type or shape, or the model lacks the modality.

@@ -86,13 +86,15 @@ class Signals:
         self._spec = spec
 
     def decode(self, value: Any) -> Rows:
-        """The rows [n, F] of a file, or `value` itself if it is that.
+        """The rows [n, F] of a file, given by its path or its bytes, or `value` itself if it is that.
 
         Raises:
             MediaError: it cannot be read, or is something else.
         """
         if isinstance(value, (str, Path)):
             return decode_signal(read_media(value), str(value), self._spec.features)
+        if isinstance(value, bytes):
+            return decode_signal(value, "signal", self._spec.features)
         if not isinstance(value, np.ndarray) or value.dtype != np.float32:
             found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
             raise MediaError(f"signal: found {found}; give a path or float32 [n, {len(self._spec.features)}]")

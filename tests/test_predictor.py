@@ -89,6 +89,15 @@ def test_arrays_answer_as_their_files_do(predictor, tiny):
     assert from_arrays.confidence == pytest.approx(from_files.confidence, abs=1e-4)  # 16-bit samples
 
 
+def test_the_bytes_of_a_file_answer_as_the_file(predictor, tiny):
+    image, audio = tiny.media / "red.png", tiny.media / "red.wav"
+
+    from_bytes = predictor.predict(image=image.read_bytes(), audio=audio.read_bytes())
+    from_files = predictor.predict(image=image, audio=audio)
+
+    assert (from_bytes.label, from_bytes.confidence) == (from_files.label, from_files.confidence)
+
+
 def test_several_examples_are_encoded_and_fused_at_once(predictor):
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
     pixels[0, :, :, 0], pixels[1, :, :, 2] = 255, 255  # red, blue
@@ -110,7 +119,8 @@ def test_several_examples_are_encoded_and_fused_at_once(predictor):
         ({"image": np.zeros((8, 8, 3), np.float32)}, r"found float32 \[8, 8, 3\]; give a path or uint8 RGB"),
         ({"image": np.zeros((8, 8), np.uint8)}, r"found uint8 \[8, 8\]"),
         ({"image": np.zeros((0, 8, 3), np.uint8)}, "found no pixels"),
-        ({"image": b"abc"}, "found bytes; give a path"),
+        ({"image": b"abc"}, "image: not a picture"),
+        ({"audio": b"abc"}, "audio: not a sound"),
         ({"audio": np.zeros(160, np.int16)}, r"found int16 \[160\]; give a path or float32 mono"),
         ({"audio": np.zeros(0, np.float32)}, r"found float32 \[0\]"),
         ({"audio": np.full(160, np.nan, np.float32)}, "NaN or infinite"),
