@@ -22,7 +22,7 @@ from edgefuse.runtime.backend_onnx import open_session
 GEMM_SIZE = 512  # rows, columns and inner size: 0.27 GFLOP, short enough to run between two interruptions
 REPEATS = 50  # of a product; the shortest counts, since whatever disturbs only takes away from a peak
 STREAM_BYTES = 256 << 20  # of one array; the three of them outgrow the caches of today's CPUs
-_STRETCH = 1 << 21  # numbers of each array and thread that are timed at once, 8 MB in FP32
+_STRETCH = 1 << 20  # numbers of each array and thread that are timed at once, 4 MB in FP32
 _BLOCK = 1 << 15  # numbers, 128 kB: numpy takes two steps for a triad, and the second finds this in the cache
 _PEAK_TYPES = {
     "fp32": (TensorProto.FLOAT, "MatMul", TensorProto.FLOAT),

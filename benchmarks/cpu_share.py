@@ -19,7 +19,7 @@ from edgefuse.runtime.bundle import Bundle
 
 WARMUP = 5  # runs of each part that are not counted
 NOTES = (
-    "FLOPs are those of the products in the fp32 part, whatever a rewrite saved; a peak is the best of many runs",
+    "FLOPs are those of the products in the fp32 part, whatever a rewrite saved; shares are of the median latency",
     "bytes are inputs, weights and outputs once, as from memory; a small part stays in the cache between runs, and may "
     "then reach more than its roofline, of which only the peak bounds it",
 )
@@ -43,7 +43,12 @@ def cpu_shares(bundle: Bundle, works: Mapping[str, Mapping[str, Mapping[str, Any
         BundleError: a part is missing, altered or refused by ONNX Runtime.
     """
     counts = sorted({1, _cores()})
-    peaks = {threads: measure_peaks(threads) for threads in counts}
+    peaks: dict[int, dict[str, float]] = {}
+    for threads in counts:  # what fewer threads reach, more could have left to them
+        less = list(peaks.values())
+        peaks[threads] = {
+            name: max([rate, *(peak[name] for peak in less)]) for name, rate in measure_peaks(threads).items()
+        }
     keys = [(name, part, threads) for name, parts in works.items() for part in parts for threads in counts]
     sessions = {key: open_session(bundle.part(*key[:2]), threads=key[2]) for key in keys}
     feeds = {key: _feed(session) for key, session in sessions.items()}
