@@ -28,8 +28,8 @@ from edgefuse.runtime.files import write_atomic
 COUNTER = "edgefuse.optimize.work"  # in a process of its own: no room but optimize/ reads ONNX graphs
 NOTES = (
     "launches, waits between streams and the host are not in a bound; kernels are summed as if none ran beside another",
-    "the memory side takes every tensor from memory: a kernel that finds its own in the L2 cache can be faster; the compute "
-    "side holds whatever the caches do",
+    "the memory side takes every tensor from memory: a kernel that finds its own in the L2 cache can be faster; the "
+    "compute side holds whatever the caches do",
     "elementwise operations, softmax and norms count by their bytes only; of a looked-up table the rows taken count",
     "the plan is the one that was compiled, whatever the device: another GPU's compiler may fuse otherwise",
 )

@@ -1,4 +1,4 @@
-"""The ceilings of a bundle: bounds by hand, always called bounds; peaks and shares of this CPU; refusals in one line."""
+"""The ceilings of a bundle: bounds by hand, always called so; peaks and shares of this CPU; refusals in one line."""
 
 from __future__ import annotations
 

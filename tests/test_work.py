@@ -1,4 +1,4 @@
-"""The work of kernels and parts: against torch's counter and hand counts, conserved over a real plan, engines checked."""
+"""The work of kernels and parts: against torch's counter and counts by hand, conserved over a real plan."""
 
 from __future__ import annotations
 
