@@ -50,17 +50,17 @@ def audit(kernels: Sequence[Kernel], model: bytes) -> dict[str, Any]:
     """
     scope = View(model).at_batch_1
     every, heads = products(scope), attentions(scope)
-    homes = _homes(every, kernels)
+    found_in = homes(every, kernels)
     missing = _not_fused(heads, kernels)
     ops = {label(node): node.op_type for node in scope.nodes}
     found = [
-        *_float_anyway(every, homes, kernels),
+        *_float_anyway(every, found_in, kernels),
         *(_finding(NOT_FUSED, attention.softmax, _of(attention.nodes, kernels)) for attention in missing),
-        *(_finding(s.cause, s.node, [s.kernel]) for s in surplus(kernels, set(homes.values()), ops)),
+        *(_finding(s.cause, s.node, [s.kernel]) for s in surplus(kernels, set(found_in.values()), ops)),
     ]
     told: dict[str, Any] = {
         **{key: value for key, value in summary(kernels).items() if key != "fused_attention"},
-        "macs": _macs(every, homes, kernels),
+        "macs": _macs(every, found_in, kernels),
         "attention": {
             "expected": len(heads),
             "fused": len(heads) - len(missing),
@@ -120,7 +120,7 @@ def brief(engines: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"explained": explained, "causes": causes}
 
 
-def _homes(every: Iterable[Product], kernels: Sequence[Kernel]) -> dict[str, int]:
+def homes(every: Iterable[Product], kernels: Sequence[Kernel]) -> dict[str, int]:
     """Node of each product -> index of the kernel that multiplies it; without those that no kernel names.
 
     A kernel behind it that applies its scale and bias names it too, so kernels that multiply come first.
@@ -130,12 +130,12 @@ def _homes(every: Iterable[Product], kernels: Sequence[Kernel]) -> dict[str, int
         if kernel.is_launched:
             for node in dict.fromkeys((*kernel.onnx_nodes, *_joined(kernel.name))):
                 naming.setdefault(node, []).append(index)
-    homes = {}
+    found = {}
     for product in every:
         named = naming.get(product.node)
         if named:
-            homes[product.node] = min(named, key=lambda index: _rank(kernels[index]))
-    return homes
+            found[product.node] = min(named, key=lambda index: _rank(kernels[index]))
+    return found
 
 
 def _joined(name: str) -> list[str]:

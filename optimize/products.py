@@ -1,7 +1,8 @@
 """What a graph multiplies: every convolution and matrix product with its multiply-accumulates, and every attention.
 
 Counted at batch 1: for each element of a convolution's output one per weight of its filter, for each element of a
-matrix product one per element of the row (Sze et al. 2017, Efficient Processing of Deep Neural Networks, III).
+matrix product one per element of the row, for each step of a recurrent layer one per weight of its gates (Sze et al.
+2017, Efficient Processing of Deep Neural Networks, III).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from edgefuse.optimize.view import Scope, attribute, elements, label
 
 LINEAR, CONVOLUTION, ATTENTION = "linear", "convolution", "of two activations"
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
+_RECURRENT = ("GRU", "LSTM", "RNN")
 _PASSED_BY = frozenset({
     "Add", "Cast", "DequantizeLinear", "Div", "Dropout", "Expand", "Identity", "Mul", "QuantizeLinear", "Sub", "Where",
 })  # fmt: skip  # what may stand between an attention's products and its softmax
@@ -25,7 +27,7 @@ class Product:
     """One node that multiplies."""
 
     node: str  # its name
-    op: str  # MatMul, Gemm, Conv, ConvTranspose
+    op: str  # MatMul, Gemm, Conv, ConvTranspose, GRU, LSTM, RNN
     kind: str  # LINEAR: a matrix product with a constant weight; CONVOLUTION; ATTENTION
     macs: int | None  # multiply-accumulates at batch 1, None where a size is free
     wants_int8: bool  # both of what it multiplies comes out of a DequantizeLinear
@@ -42,10 +44,10 @@ class Attention:
 
 
 def products(scope: Scope) -> list[Product]:
-    """The nodes that multiply matrices or convolve, in order; `scope` is a graph at batch 1 (view.py)."""
+    """The nodes that multiply matrices, convolve or recur, in order; `scope` is a graph at batch 1 (view.py)."""
     found = []
     for node in scope.nodes:
-        if node.op_type in (*_CONVOLUTIONS, "MatMul", "Gemm") and not _is_constant(node, scope):
+        if node.op_type in (*_CONVOLUTIONS, *_RECURRENT, "MatMul", "Gemm") and not _is_constant(node, scope):
             wants_int8 = all(_dequantized(name, scope) for name in node.input[:2])
             found.append(Product(label(node), node.op_type, _kind(node, scope), _macs(node, scope), wants_int8))
     return found
@@ -79,6 +81,9 @@ def _macs(node: NodeProto, scope: Scope) -> int | None:
     left, right, out = (scope.shape(name) for name in (node.input[0], node.input[1], node.output[0]))
     if not left or not right:
         return None
+    if node.op_type in _RECURRENT:  # input [steps, batch, .] whatever the layout; both weights [directions, gates, .]
+        steps, gates, again = elements(left[:2]), elements(right), elements(scope.shape(node.input[2]))
+        return None if steps is None or gates is None or again is None else steps * (gates + again)
     if node.op_type in _CONVOLUTIONS:
         turned = node.op_type == "ConvTranspose"  # there each element of the input meets the filter
         places, filter_size = elements(left if turned else out), elements(right[1:])

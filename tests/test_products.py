@@ -47,6 +47,20 @@ def test_a_transposed_convolution_counts_its_filter_at_every_input() -> None:
     assert product.macs == 3 * 8 * 8 * 4 * 2 * 2
 
 
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_a_recurrent_layer_counts_both_weights_of_its_gates_at_every_step(op: str, gates: int, directions: int) -> None:
+    """7 steps of 5 numbers into 3 hidden ones: gates x hidden x (input + hidden), in each direction."""
+    net = Net()
+    steps = net.add("Transpose", "x", perm=[1, 0, 2])  # [T, B, I]
+    weights = net.weight(directions, gates * 3, 5), net.weight(directions, gates * 3, 3)
+    direction = "bidirectional" if directions == 2 else "forward"
+    out = net.add(op, steps, *weights, name="memory", hidden_size=3, direction=direction)
+    (product,) = products(graph_of(net, [7, 5], out).at_batch_1)
+    assert (product.node, product.op, product.kind) == ("memory", op, LINEAR)
+    assert product.macs == 7 * directions * gates * 3 * (5 + 3)
+
+
 @pytest.mark.parametrize("form", ["MatMul", "Gemm", "Gemm transposed"])
 def test_a_matrix_product_counts_rows_times_inner_times_columns(form: str) -> None:
     net = Net()
