@@ -124,9 +124,9 @@ class PredictBatches:
         """Logits [B, C] and weights [B, M]; each modality is encoded for the rows that have it."""
         presence = np.array([[m in row for m in self._modalities] for row in inputs], np.float32)  # [B, M]
         tokens = {}
-        for modality, there in zip(self._modalities, presence.T, strict=True):
-            has = np.flatnonzero(there)
-            if len(has):
+        for modality in self._modalities:
+            has = [number for number, row in enumerate(inputs) if modality in row]
+            if has:
                 given = [inputs[number][modality] for number in has]
                 stacked = {name: np.concatenate([tensors[name] for tensors in given]) for name in given[0]}
                 found = self._predictor.encode(modality, stacked)  # of those rows, [b, N, D]
