@@ -64,6 +64,7 @@ class CellLayers(nn.Module):
     """
 
     DIM = 128
+    places: Tensor  # [1, N, 2]: of the cells
 
     def __init__(self, channels: int, rows: int, columns: int, layers: int, slots: int) -> None:
         super().__init__()
@@ -73,11 +74,11 @@ class CellLayers(nn.Module):
         self.slots = Slots(slots, self.DIM) if slots else None
         self.layers = nn.ModuleList(CellLayer(self.DIM) for _ in range(layers))
         self.norm = nn.LayerNorm(self.DIM)
-        self.register_buffer("places", middles(rows, columns), persistent=False)
+        self.register_buffer("places", middles(rows, columns)[None], persistent=False)
 
     def forward(self, cells: Tensor) -> Tensor:
         """All layers."""
-        tokens, places = self.project(cells) + self.position, self.places[None]  # [B, N, DIM], [1, N, 2]
+        tokens, places = self.project(cells) + self.position, self.places  # [B, N, DIM], [1, N, 2]
         if self.slots:
             tokens, places = self.slots(tokens, places)  # [B, slots, DIM], [B, slots, 2]
         apart = distances(places)  # [B or 1, N or slots, N or slots]
