@@ -115,7 +115,7 @@ class CellLayer(nn.Module):
     object stay at what the counts allow.
     """
 
-    SCALE = 0.03
+    SCALE = 0.1
     SLOPES = (-20.0, -7.5, 7.5, 20.0)  # of each head, per side of the picture
 
     def __init__(self, dim: int) -> None:
