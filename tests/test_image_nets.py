@@ -17,6 +17,7 @@ from edgefuse.train.image_nets import (
     IMAGE_ENCODERS,
     CellLayer,
     CellLayers,
+    NearAndFar,
     Slots,
     distances,
     middles,
@@ -113,7 +114,7 @@ def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer_with_sc
         theirs.linear2: feed_forward[4],
     }
     apart = torch.rand(2, 9, 9)
-    score = torch.stack([slope * apart for slope in CellLayer.SLOPES], dim=1)  # [2, 4, 9, 9]
+    score = torch.stack([slope * apart for slope in NearAndFar.SLOPES], dim=1)  # [2, 4, 9, 9]
     score = score.masked_fill(torch.eye(9, dtype=torch.bool), -torch.inf)
     with torch.no_grad():
         for copy, source in pairs.items():
@@ -127,7 +128,7 @@ def test_a_cell_layer_at_full_scale_is_torchs_pre_norm_transformer_layer_with_sc
 
 def test_a_head_of_a_cell_layer_reads_the_nearest_and_another_the_furthest() -> None:
     places = torch.tensor([[0.1, 0.1], [0.2, 0.1], [0.5, 0.5], [0.9, 0.9]])
-    score = CellLayer(16).slope * distances(places[None]) + MASKED_SCORE * torch.eye(4)  # [4, 4, 4]
+    score = NearAndFar(16).slope * distances(places[None]) + MASKED_SCORE * torch.eye(4)  # [4, 4, 4]
     share = score.softmax(dim=2).detach()
     assert share[0, 0].argmax() == 1
     assert share[3, 0].argmax() == 3

@@ -36,13 +36,13 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, frames: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, F, D] to what is added to it; `bias` [B or 1, heads, F, F] is added to the scores."""
+    def forward(self, frames: Tensor) -> Tensor:
+        """[B, F, D] to what is added to it."""
         batch, length, dim = frames.shape
         split = self.qkv(self.norm(frames)).reshape(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, heads, F, D / heads]
         rate = self.dropout.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, bias, dropout_p=rate)  # [B, heads, F, D / heads]
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=rate)  # [B, heads, F, D / heads]
         return self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, length, dim)))
 
 

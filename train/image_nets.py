@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.train.conformer import FeedForward, SelfAttention
+from edgefuse.train.conformer import FeedForward
 from edgefuse.train.presence import MASKED_SCORE
 
 AMPLITUDE = 0.2  # of the positions, so that what a cell shows is not drowned by where it is
@@ -106,30 +106,54 @@ class Slots(nn.Module):
 
 
 class CellLayer(nn.Module):
-    """A pre-norm transformer layer whose heads look at what is near, or at what is far, and that begins as nothing.
+    """A pre-norm transformer layer that begins as nearly nothing (LayerScale, Touvron 2021).
 
-    A score by distance is a learned slope per head (ALiBi, Press 2022, in two dimensions, and without a token's own
-    score): which object is nearest is a product of two positions, of which attention by content sees nothing at first.
-    Each layer is scaled (LayerScale, Touvron 2021), so that a token first learns what it shows by itself. With full
-    layers from the start it knows what the whole picture holds before it knows its own object, and questions about one
-    object stay at what the counts allow.
+    So a token first learns what it shows by itself. With full layers from the start it knows what the whole picture
+    holds before it knows its own object, and questions about one object stay at what the counts allow.
     """
 
     SCALE = 0.1
-    SLOPES = (-20.0, -7.5, 7.5, 20.0)  # of each head, per side of the picture
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, len(self.SLOPES), dropout=0.0)
+        self.attention = NearAndFar(dim)
         self.feed_forward = FeedForward(dim, 2 * dim, dropout=0.0)
-        self.slope = nn.Parameter(torch.tensor(self.SLOPES)[:, None, None])
         self.met, self.thought = (nn.Parameter(torch.full((dim,), self.SCALE)) for _ in range(2))
 
     def forward(self, tokens: Tensor, apart: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D], where `apart` [B or 1, N, N] are distances in sides of the picture."""
-        others = MASKED_SCORE * torch.eye(apart.shape[1])  # [N, N]
-        tokens = tokens + self.met * self.attention(tokens, self.slope * apart[:, None] + others)
+        tokens = tokens + self.met * self.attention(tokens, apart)
         return tokens + self.thought * self.feed_forward(tokens)
+
+
+class NearAndFar(nn.Module):
+    """Every token attends to the others: two heads first to those that are near, two to those that are far.
+
+    A score by distance is a learned slope per head (ALiBi, Press 2022, in two dimensions): which object is nearest is a
+    product of two positions, of which attention by content sees nothing at first.
+    """
+
+    SLOPES = (-20.0, -7.5, 7.5, 20.0)  # of each head, per side of the picture
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.slope = nn.Parameter(torch.tensor(self.SLOPES)[:, None, None])
+
+    def forward(self, tokens: Tensor, apart: Tensor) -> Tensor:
+        """[B, N, D] and distances [B or 1, N, N] to what is added to the tokens.
+
+        Written out: torch's exporter takes the result of its own attention with a bias for contiguous, and fails.
+        """
+        batch, count, dim = tokens.shape
+        heads = len(self.SLOPES)
+        split = self.qkv(self.norm(tokens)).reshape(batch, count, 3, heads, dim // heads)
+        query, key, value = split.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
+        bias = self.slope * apart[:, None] + MASKED_SCORE * torch.eye(count)  # [B or 1, heads, N, N]
+        share = (query @ key.transpose(2, 3) * (dim // heads) ** -0.5 + bias).softmax(dim=3)  # [B, heads, N, N]
+        return self.out((share @ value).transpose(1, 2).reshape(batch, count, dim))
 
 
 def middles(rows: int, columns: int) -> Tensor:
