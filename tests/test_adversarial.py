@@ -138,9 +138,10 @@ def loader_batch(recipe: Any) -> Batch:
 
 def test_the_search_makes_a_real_model_worse_and_leaves_it_as_it_was() -> None:
     recipe = tiny_recipe()
-    model, batch = new_model(recipe).train(), loader_batch(recipe)
+    model, batch = new_model(recipe), loader_batch(recipe)
     settle_norms(model, batch)  # without that no picture reaches the head
-    model.encoders["image"].eval()  # as where it is frozen
+    model.eval()  # as where the encoders are frozen: no dropout hides which way is up
+    model.head.train()
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
