@@ -73,7 +73,7 @@ def plant_outlier(run: Path, out: Path) -> Path:
 
 def test_a_planted_outlier_channel_costs_accuracy_and_qat_gets_it_back(tone_run: Path, tmp_path: Path) -> None:
     planted = plant_outlier(tone_run, tmp_path / "planted")
-    result = qat(planted, tmp_path / "qat", epochs=15)
+    result = qat(planted, tmp_path / "qat", epochs=40)
     assert result["int8"]["before"]["audio"] <= 0.85
     assert result["int8"]["after"]["audio"] >= 0.97
     assert result["accuracy"]["audio"] >= 0.97
