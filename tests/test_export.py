@@ -216,9 +216,12 @@ def test_pixels_are_cast_first_and_ids_come_as_int32(exported: tuple[Bundle, dic
 
 
 def test_no_graph_tells_where_it_was_made(exported: tuple[Bundle, dict[str, Any]]) -> None:
-    traces = [str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix, "site-packages", '.py"', 'File "', "/tmp/"]
+    traces = [str(ROOT), str(Path.home()), sys.prefix, sys.base_prefix, "site-packages", ".py", 'File "', "/tmp/"]
     for part in (*MODALITIES, HEAD):
-        data = exported[0].part("fp32", part)
+        model = onnx.load_from_string(exported[0].part("fp32", part))
+        for weight in model.graph.initializer:
+            weight.ClearField("raw_data")  # in megabytes of numbers any three letters stand somewhere
+        data = model.SerializeToString()
         assert not [trace for trace in traces if len(trace) > 2 and trace.encode() in data]
 
 
