@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgefuse.train import augment
-from edgefuse.train.augment import BAND_MASKS, BAND_WIDTH, FRAME_MASKS, FRAME_WIDTH, TILT, SpeechAugment
+from edgefuse.train.augment import BAND_MASKS, BAND_SHARE, FRAME_MASKS, FRAME_WIDTH, TILT, SpeechAugment
 
 
 def frames_like_speech(sounds: int = 4, count: int = 100, bands: int = 80) -> Tensor:
@@ -69,7 +69,9 @@ def test_the_warp_is_a_linear_interpolation(
     assert not warped[beyond].any()
 
 
-@pytest.mark.parametrize(("axis", "count", "width"), [(2, BAND_MASKS, BAND_WIDTH), (1, FRAME_MASKS, FRAME_WIDTH)])
+@pytest.mark.parametrize(
+    ("axis", "count", "width"), [(2, BAND_MASKS, int(80 * BAND_SHARE)), (1, FRAME_MASKS, FRAME_WIDTH)]
+)
 def test_a_mask_hides_whole_bands_or_frames_and_no_more_than_its_width(axis: int, count: int, width: int) -> None:
     frames = frames_like_speech(200)
     torch.manual_seed(0)

