@@ -31,6 +31,7 @@ from edgefuse.runtime.bundle import (
     write_bundle,
 )
 from edgefuse.runtime.preprocess import Preprocessor
+from tests.chromium import browser  # noqa: F401 (a fixture)
 
 settings.register_profile("edgefuse", deadline=None)  # a training may run beside the tests
 settings.load_profile("edgefuse")

@@ -1,14 +1,8 @@
-"""The page in a real Chromium: it draws, it updates, it asks, and it can be used by everybody.
-
-Skipped where Chromium is missing; with EDGEFUSE_CONFORMANCE=require in the environment it fails instead.
-"""
+"""The page in a real Chromium: it draws, it updates, it asks, and it can be used by everybody."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -21,71 +15,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from edgefuse.runtime.board import Board
 from edgefuse.runtime.web import Web
+from tests.chromium import CONTRAST, DESK, PHONE, SCHEMES, keep, show
 from tests.web_fixtures import alarm, broken, contract, decision, mailbox, trouble
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 PATIENCE_S = 30.0  # the machine may be busy
-PHONE, DESK = (360, 740), (1280, 900)
-SCHEMES = ("light", "dark")
 DASH = "\u2013"
-
-# How many texts are seen, and [text, ratio, least] of each that WCAG 2.1 AA refuses: texts by 1.4.3, borders by 1.4.11.
-CONTRAST = """
-const channels = colour => colour.match(/[\\d.]+/g).map(Number);
-const over = (top, below) => [0, 1, 2].map(i => top[3] * top[i] + (1 - top[3]) * below[i]);
-function backdrop(element) {
-  const layers = [];
-  for (let at = element; at; at = at.parentElement) {
-    const [r, g, b, a = 1] = channels(getComputedStyle(at).backgroundColor);
-    layers.push([r, g, b, a]);
-    if (a === 1) break;
-  }
-  return layers.reverse().reduce((below, top) => over(top, below), [255, 255, 255]);
-}
-const linear = value => value / 255 <= .04045 ? value / 255 / 12.92 : ((value / 255 + .055) / 1.055) ** 2.4;
-const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
-function ratio(front, back) {
-  const [r, g, b, a = 1] = channels(front);
-  const [high, low] = [light(over([r, g, b, a], back)), light(back)].sort((x, y) => y - x);
-  return (high + .05) / (low + .05);
-}
-const found = [];
-let looked = 0;
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
-  if (!text || !element.checkVisibility() || element.closest("script, style, .heard")) continue;
-  looked += 1;
-  const style = getComputedStyle(element), size = parseFloat(style.fontSize);
-  const least = size >= 24 || (size >= 18.66 && style.fontWeight >= 700) ? 3 : 4.5;
-  const seen = ratio(style.color, backdrop(element));
-  if (seen < least) found.push([text, seen, least]);
-}
-for (const input of document.querySelectorAll("input")) {
-  const seen = ratio(getComputedStyle(input).borderTopColor, backdrop(input.parentElement));
-  if (seen < 3) found.push([`border of ${input.id}`, seen, 3]);
-}
-return [looked, found];
-"""
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if BROWSER is None or DRIVER is None:
-        refuse = pytest.fail if os.environ.get("EDGEFUSE_CONFORMANCE") == "require" else pytest.skip
-        refuse("Chromium is missing: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture
@@ -110,17 +44,6 @@ def page(browser: webdriver.Chrome, board: Board) -> Iterator[webdriver.Chrome]:
         complaints = [entry["message"] for entry in browser.get_log("browser")]
         browser.get("about:blank")
     assert complaints == []
-
-
-def show(browser: webdriver.Chrome, size: tuple[int, int], scheme: str) -> None:
-    """As a screen of this size, in CSS pixels, of somebody who prefers this scheme."""
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [
-        {"name": "prefers-color-scheme", "value": scheme},
-        {"name": "prefers-reduced-motion", "value": "reduce"},
-    ]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def wait(browser: webdriver.Chrome, until: Callable[[], Any]) -> Any:
@@ -364,9 +287,3 @@ def test_both_schemes_are_there(page):
         colours.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
 
     assert colours == ["rgb(246, 247, 249)", "rgb(16, 19, 23)"]
-
-
-def keep(page: webdriver.Chrome, name: str, tmp_path: Path) -> None:
-    """A screenshot, in EDGEFUSE_SCREENSHOTS where that is set, for people to look at."""
-    folder = Path(os.environ.get("EDGEFUSE_SCREENSHOTS", tmp_path))
-    assert page.save_screenshot(str(folder / name))
