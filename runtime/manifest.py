@@ -64,7 +64,7 @@ def read_manifest(
         ManifestError: the file or a line cannot be used; the message starts with file:line.
     """
     path = Path(path)
-    known_files: dict[str, bool] = {}
+    known_files: dict[str, str | None] = {}
     examples = [
         _parse_line(f"{path}:{number}", line, path.parent, labels, known_files)
         for number, line in enumerate(read_lines(path), start=1)
@@ -85,7 +85,7 @@ def check_lines(path: Path) -> Iterator[Example | ManifestError]:
     Raises:
         ManifestError: the file cannot be read.
     """
-    known_files: dict[str, bool] = {}
+    known_files: dict[str, str | None] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if line.strip():
             try:
@@ -139,14 +139,19 @@ def fingerprint(examples: Sequence[Example]) -> str:
     """A short hash of what the lines say, for a bundle's lineage."""
     digest = hashlib.sha256()
     for example in examples:
-        row = (example.image and Path(example.image).name, example.audio and Path(example.audio).name)
-        later = [Path(example.signal).name] if example.signal else []  # a line without one keeps the hash it always had
+        row = (_file_name(example.image), _file_name(example.audio))
+        later = [_file_name(example.signal)] if example.signal else []  # a line without one keeps the hash it always had
         digest.update(json.dumps([*row, example.text, example.label, example.split, *later]).encode())
     return digest.hexdigest()[:16]
 
 
+def _file_name(path: str | None) -> str | None:
+    """Not by Path, which would take seconds for a million lines."""
+    return path and path.rpartition("/")[2]
+
+
 def _parse_line(
-    where: str, line: str, root: Path, labels: Collection[str] | None, known_files: dict[str, bool]
+    where: str, line: str, root: Path, labels: Collection[str] | None, known_files: dict[str, str | None]
 ) -> Example:
     row = parse_object(where, line, _KEYS)
     for key, value in row.items():
@@ -181,16 +186,22 @@ def _check_values(where: str, row: dict[str, Any], labels: Collection[str] | Non
 
 def is_unicode(value: str) -> bool:
     """JSON can say half a surrogate pair, which no tokenizer and no file name takes."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def existing_file(where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, bool]) -> str | None:
-    """Absolute path of a sensor's file; `known_files` remembers the answers, since lines share files."""
+def existing_file(
+    where: str, sensor: str, name: str | None, root: Path, known_files: dict[str, str | None]
+) -> str | None:
+    """Path of a sensor's file in `root`; `known_files` keeps that of each name, None where there is no such file."""
     if name is None or member(name):  # a shard is opened when it is read
         return name
-    path = str(root / name)
-    if path not in known_files:
-        known_files[path] = Path(path).is_file()
-    if not known_files[path]:
+    if name not in known_files:
+        path = root / name
+        known_files[name] = str(path) if path.is_file() else None
+    if known_files[name] is None:
         raise ManifestError(f"{where}: {sensor} {name!r} does not exist in {root}")
-    return path
+    return known_files[name]

@@ -156,7 +156,7 @@ def read_recording(path: str | Path, info: BundleInfo) -> list[Recorded]:
     lines = read_lines(path)
     if _is_cut_off(lines[-1]):
         lines.pop()
-    known_files: dict[str, bool] = {}
+    known_files: dict[str, str | None] = {}
     readings = [
         reading
         for number, line in enumerate(lines, start=1)
@@ -169,7 +169,7 @@ def read_recording(path: str | Path, info: BundleInfo) -> list[Recorded]:
 
 
 def _parse_line(
-    where: str, line: str, root: Path, info: BundleInfo, known_files: dict[str, bool]
+    where: str, line: str, root: Path, info: BundleInfo, known_files: dict[str, str | None]
 ) -> Iterator[Recorded]:
     row = parse_object(where, line, _KEYS)
     t_ns = _moment_ns(where, row.pop("t_ms", None))
@@ -193,7 +193,7 @@ def _moment_ns(where: str, t_ms: Any) -> int:
     raise ManifestError(f"{where}: t_ms is {json.dumps(t_ms)}, it must be the milliseconds of the reading")
 
 
-def _value(where: str, modality: str, value: Any, root: Path, known_files: dict[str, bool]) -> str | None:
+def _value(where: str, modality: str, value: Any, root: Path, known_files: dict[str, str | None]) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not value.strip() or not is_unicode(value):
