@@ -140,7 +140,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         row = (_file_name(example.image), _file_name(example.audio))
-        later = [_file_name(example.signal)] if example.signal else []  # a line without one keeps the hash it always had
+        later = [_file_name(example.signal)] if example.signal else []  # a line without one keeps its old hash
         digest.update(json.dumps([*row, example.text, example.label, example.split, *later]).encode())
     return digest.hexdigest()[:16]
 
