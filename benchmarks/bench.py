@@ -6,7 +6,6 @@ edgefuse bench runs/demo/bundle --out runs/demo/report [--quick] [--manifest dat
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -19,8 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edgefuse.benchmarks import footprint
+from edgefuse.benchmarks import footprint, loadgen
 from edgefuse.benchmarks.accuracy import REFERENCE, judge
+from edgefuse.benchmarks.energy import measure_energy
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.latency import (
     Timings,
@@ -31,10 +31,13 @@ from edgefuse.benchmarks.latency import (
     summarise,
     time_interleaved,
 )
+from edgefuse.benchmarks.meters import open_meters
+from edgefuse.benchmarks.named_latencies import name_latencies
 from edgefuse.benchmarks.report import JUDGE, render
+from edgefuse.benchmarks.reproduce import commands
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, PART_SETS, Bundle
-from edgefuse.runtime.errors import ManifestError
+from edgefuse.runtime.errors import ManifestError, MissingExtraError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.predictor import Predictor
@@ -56,10 +59,13 @@ class Effort:
     memory_runs: int  # fresh processes per part set
     cold_starts: int  # fresh processes
     accuracy_limit: int | None  # examples at most, evenly spread; None takes the whole split
+    energy_decisions: int  # of each part set, where there is a meter
+    load: loadgen.Load
 
 
-FULL = Effort(1024, 256, 32, memory_runs=3, cold_starts=5, accuracy_limit=None)
-QUICK = Effort(200, 100, 10, memory_runs=1, cold_starts=3, accuracy_limit=500)
+FULL = Effort(1024, 256, 32, 3, 5, accuracy_limit=None, energy_decisions=1024, load=loadgen.FULL)
+QUICK = Effort(200, 100, 10, 1, 3, accuracy_limit=500, energy_decisions=200, load=loadgen.QUICK)
+REST_S = 2.0  # that the machine rests before energy is measured
 
 
 def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick: bool = False) -> dict[str, Any]:
@@ -72,8 +78,8 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
         quick: measure less.
 
     Returns:
-        What report.json holds, {stages, scenarios, memory, cold_start, size, accuracy, engines, environment, ...},
-        without what only the drawings need, and the path of the page.
+        What report.json holds, {stages, scenarios, latencies, mlperf, energy, memory, cold_start, size, accuracy,
+        engines, environment, ...}, without what only the drawings need, and the path of the page.
 
     Raises:
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
@@ -92,9 +98,10 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "quick": quick,
             **_about(bundle, effort, manifest),
-            **_measure(bundle, examples, effort, progress),
+            **_measure(bundle, examples, effort, out, progress),
+            "against": None,
         }
-    report["commands"] = _commands(report, bundle.folder, out)
+    report["commands"] = commands(report, bundle.folder, out)
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_atomic(out / "index.html", render(report).encode())
     printed = {key: value for key, value in report.items() if key not in _ONLY_DRAWN}
@@ -123,7 +130,14 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     asked = info.lineage.get("quantize", {})
     return {
         "gate": asked.get("gate", GATE),
-        "bundle": {"name": info.name, "labels": len(info.labels), "lineage": info.lineage, "quality": info.quality},
+        "bundle": {
+            "name": info.name,
+            "folder": str(bundle.folder.resolve()),  # this and the next are how --against finds it again
+            "fingerprint": bundle.fingerprint,
+            "labels": len(info.labels),
+            "lineage": info.lineage,
+            "quality": info.quality,
+        },
         "part_sets": {
             part_set: {
                 "role": JUDGE if part_set in JUDGES else "speed",
@@ -132,7 +146,7 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
             for part_set in _part_sets(bundle)
         },
         "settings": {
-            **asdict(effort),
+            **{key: value for key, value in asdict(effort).items() if key != "load"},
             "backend": "ONNX Runtime, CPU, batch 1, sessions that do not spin",
             "threads": "ONNX Runtime's default, one per physical core",
             "order": "every query goes to each part set in turn; each part set is first equally often",
@@ -143,7 +157,9 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     }
 
 
-def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progress: Progress) -> dict[str, Any]:
+def _measure(
+    bundle: Bundle, examples: Sequence[Example], effort: Effort, out: Path, progress: Progress
+) -> dict[str, Any]:
     def phase(name: str, steps: int) -> Callable[[], None]:
         return partial(progress.advance, progress.add_task(name, total=steps))
 
@@ -162,12 +178,18 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
             timings[name] = time_interleaved(asked, queries, name.split("+"), effort.warmup_queries, step)
         limit = min(effort.accuracy_limit or len(examples), len(examples))
         accuracy = judge(predictors, spread(examples, limit), phase("accuracy", len(sets)))
-    inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
+        inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
+        decide = {name: partial(predictors[name].predict, **inputs) for name in fast}
+        energy = measure_energy(open_meters(), decide, effort.energy_decisions, REST_S)
+    mlperf = _ask_loadgen(bundle, fast[-1], pools[fullest], fullest.split("+"), effort.load, phase("MLPerf LoadGen", 1))
     step = phase("memory", len(fast) * effort.memory_runs)
     memory = {name: footprint.memory(bundle, name, inputs, effort.memory_runs, step) for name in fast}
     first = footprint.cold_start(bundle, inputs, effort.cold_starts, phase("first answer", effort.cold_starts))
     return {
         **_speed(timings, fullest, fast),
+        "latencies": name_latencies(bundle, timings[fullest], fast, out),
+        "mlperf": mlperf,
+        "energy": energy,
         "memory": memory,
         "cold_start": first,
         "size": footprint.sizes(bundle, sets),
@@ -176,6 +198,14 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
         "environment": environment,
         "example": inputs,
     }
+
+
+def _ask_loadgen(bundle: Bundle, part_set: str, *arguments: Any) -> dict[str, Any]:
+    """What LoadGen says of one part set; where it is not installed, that it was not measured."""
+    try:
+        return loadgen.ask(bundle, part_set, *arguments)
+    except MissingExtraError as error:
+        return {"not_measured": str(error)}
 
 
 def _speed(timings: Mapping[str, Timings], fullest: str, fast: Sequence[str]) -> dict[str, Any]:
@@ -196,29 +226,6 @@ def _speed(timings: Mapping[str, Timings], fullest: str, fast: Sequence[str]) ->
         "distribution_ms": {part_set: distribution(every[part_set]["total"]) for part_set in fast},
         "scenarios": scenarios,
     }
-
-
-def _commands(report: Mapping[str, Any], folder: Path, out: Path) -> list[tuple[str, str]]:
-    """Which command prints which figure."""
-    manifest, limit = report["settings"]["manifest"], report["settings"]["accuracy_limit"]
-    quick = ["--quick"] if report["quick"] else []
-    commands = [
-        (
-            "everything on this page",
-            ["edgefuse", "bench", str(folder), "--out", str(out), "--manifest", manifest, *quick],
-        )
-    ]
-    for part_set in report["part_sets"]:
-        evaluate = ["edgefuse", "eval", str(folder), manifest, "--part-dir", part_set, "--split", SPLIT]
-        commands.append(
-            (f"accuracy, {part_set} parts", [*evaluate, *(["--limit", str(limit)] if limit else []), "--json"])
-        )
-    for part_set in report["memory"]:
-        memory = ["python", "-m", footprint.MODULE, str(folder), part_set, json.dumps(report["example"])]
-        commands.append((f"memory, {part_set} parts", memory))
-    commands.append(("first answer", ["time", "edgefuse", *footprint.predict_arguments(folder, report["example"])]))
-    commands.append(("size on disk", ["du", "-ab", f"{folder}/parts"]))
-    return [(what, shlex.join(words)) for what, words in commands]
 
 
 if __name__ == "__main__":
