@@ -31,19 +31,29 @@ class Plan:
     warmup: int = 3  # before them, not counted
 
 
+PLAN = Plan()
+
+
 @dataclass(frozen=True, slots=True)
 class Other:
-    """The bundle of another report."""
+    """The bundle of another report, and what it has in common with ours."""
 
     report: Path
     bundle: Bundle
+    part_sets: tuple[str, ...]
+    modalities: tuple[str, ...]
 
 
-def open_other(report: Path) -> Other:
+def open_other(report: Path, ours: Bundle, part_sets: Sequence[str]) -> Other:
     """The bundle that a report.json was measured on.
 
+    Args:
+        report: the file.
+        ours: the bundle that it is compared with.
+        part_sets: those of ours that are a speed.
+
     Raises:
-        OptionError: no report of ours, or its bundle is gone or was changed since.
+        OptionError: no report of ours; or its bundle is gone, was changed since, or shares no part set or sensor.
     """
     try:
         about = json.loads(report.read_bytes())["bundle"]
@@ -58,13 +68,17 @@ def open_other(report: Path) -> Other:
         raise OptionError(f"{report} is of a bundle that cannot be opened any more: {error}") from None
     if bundle.fingerprint != fingerprint:
         raise OptionError(f"{folder} was changed since {report} was made; run `edgefuse bench` on it again")
-    return Other(report, bundle)
+    shared = tuple(part_set for part_set in part_sets if part_set in bundle.info.parts)
+    modalities = tuple(m for m in ours.info.modalities if m in bundle.info.modalities)
+    if not shared or not modalities:
+        what = "sensor" if shared else "part set"
+        raise OptionError(f"{ours.folder} and {folder} have no {what} in common; compare with another report")
+    return Other(report, bundle, shared, modalities)
 
 
 def face(
     ours: Bundle,
     other: Other,
-    part_sets: Sequence[str],
     examples: Sequence[Example],
     phase: Callable[[str, int], Callable[[], None]],
 ) -> dict[str, Any]:
@@ -73,7 +87,6 @@ def face(
     Args:
         ours: an open bundle.
         other: what it is compared with.
-        part_sets: ours that are a speed.
         examples: labelled lines; the fullest of them are asked.
         phase: (name, steps) -> what is called after each step.
 
@@ -81,20 +94,14 @@ def face(
         {report, bundle, sensors, confidence, margin, part_sets: {part set: `Comparison`}}.
 
     Raises:
-        OptionError: they have no part set or no sensor in common.
         ManifestError: no line has one of the common sensors.
     """
-    shared = [part_set for part_set in part_sets if part_set in other.bundle.info.parts]
-    modalities = [m for m in ours.info.modalities if m in other.bundle.info.modalities]
-    if not shared or not modalities:
-        what = "sensor" if shared else "part set"
-        raise OptionError(f"{ours.folder} and {other.bundle.folder} have no {what} in common, so nothing to compare")
-    sensors, pool = list(pools_by_sensors(examples, modalities).items())[-1]
-    plan, found = Plan(), {}
-    for part_set in shared:
+    sensors, pool = list(pools_by_sensors(examples, other.modalities).items())[-1]
+    found = {}
+    for part_set in other.part_sets:
         sides = [_opener(bundle, part_set) for bundle in (ours, other.bundle)]
-        step = phase(f"against, {part_set}", plan.blocks)
-        found[part_set] = asdict(compare_openers(*sides, pool, sensors.split("+"), plan, step))
+        step = phase(f"against, {part_set}", PLAN.blocks)
+        found[part_set] = asdict(compare_openers(*sides, pool, sensors.split("+"), PLAN, step))
     about = {"report": str(other.report), "bundle": str(other.bundle.folder), "sensors": sensors}
     return {**about, "confidence": CONFIDENCE, "margin": MARGIN, "part_sets": found}
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.benchmarks.against import Plan, compare_openers
+from edgefuse.benchmarks.against import PLAN, Plan, compare_openers
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.loop_readings import examples_of
 from edgefuse.runtime.backend import Parts, Tensors
@@ -98,12 +98,12 @@ def main() -> None:
     parser.add_argument("--manifest", type=Path, help="labelled data; that of the training otherwise")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
-    bundle, plan = Bundle.open(given.bundle), Plan()
+    bundle = Bundle.open(given.bundle)
     manifest = given.manifest or Path(str(bundle.info.lineage.get("manifest", "")))
     environment = describe_environment()  # before our own load
-    examples = examples_of(bundle, manifest, plan.blocks * plan.queries)
-    result = check(bundle, given.part_set, examples, given.repeats, plan)
-    about = {"bundle": bundle.info.name, "part_set": given.part_set, "plan": asdict(plan), "environment": environment}
+    examples = examples_of(bundle, manifest, PLAN.blocks * PLAN.queries)
+    result = check(bundle, given.part_set, examples, given.repeats, PLAN)
+    about = {"bundle": bundle.info.name, "part_set": given.part_set, "plan": asdict(PLAN), "environment": environment}
     write_atomic(given.out, json.dumps({**about, **result}, indent=1).encode() + b"\n")
     show({"measured": result["rows"]})
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -108,6 +109,7 @@ def signed_rank_p(values: Floats) -> float:
     return float(min(1.0, 2 * below[min(positive, total - positive)]))
 
 
+@cache
 def _rank_sum_distribution(n: int) -> Floats:
     """P(T = t) for t in 0..n (n + 1) / 2: the sum of those of the ranks 1..n that a fair coin picks."""
     chances = np.ones(1)

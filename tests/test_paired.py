@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -120,6 +120,7 @@ def test_times_that_never_differ_are_no_difference():
     assert (found.verdict, found.ratio, found.interval, found.p) == ("no difference", 1, (1, 1), 1)
 
 
+@settings(max_examples=40)
 @given(DISTINCT, st.integers(0, 2**40))
 def test_p_is_that_of_scipy(sizes, signs):
     values = np.array([size if signs >> index & 1 else -size for index, size in enumerate(sizes)], float)
@@ -127,6 +128,7 @@ def test_p_is_that_of_scipy(sizes, signs):
     assert signed_rank_p(values) == pytest.approx(stats.wilcoxon(values, method="exact").pvalue)
 
 
+@settings(max_examples=40)
 @given(DISTINCT, st.floats(0.5, 0.999))
 def test_the_interval_holds_what_the_test_does_not_reject(sizes, confidence):
     values = np.array(sizes, float)
