@@ -26,7 +26,7 @@ Opener = Callable[[], AbstractContextManager[Predictor]]
 class Plan:
     """How much is asked."""
 
-    blocks: int = 20  # both bundles are opened anew for each
+    blocks: int = 30  # both bundles are opened anew for each
     queries: int = 16  # of a block, to each bundle
     warmup: int = 3  # before them, not counted
 

@@ -10,38 +10,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from edgefuse.benchmarks.against import PLAN
 from edgefuse.benchmarks.paired import LEAST_BLOCKS, MARGIN, compare, hodges_lehmann, signed_rank_p
 
-BLOCKS, QUERIES = 20, 16
+BLOCKS, QUERIES = PLAN.blocks, PLAN.queries
 DISTINCT = st.lists(st.integers(1, 10**6), min_size=3, max_size=40, unique=True)
 
 
-def machine(random, factor, *, blocks=BLOCKS):
+def machine(random, factor):
     """Times of two sides on a machine that drifts, stalls and favours places in memory: ours, others [blocks, queries].
 
     20 ms a query. A random walk and a sine of 30 % are common to a pair; between its two queries the speed differs by
-    an autocorrelated 6 %; 8 % of the queries stall for up to three times as long, in bursts; and each opening of a
-    bundle is lucky or not by 1.5 %. `factor` is how much longer ours takes.
+    an autocorrelated 11 %; 8 % of the queries stall for up to three times as long, in bursts; and each opening of a
+    bundle is lucky or not by 2 %. `factor` is how much longer ours takes.
     """
-    count = blocks * QUERIES
+    count = BLOCKS * QUERIES
     walk = np.cumsum(random.normal(0, 0.02, count)) + 0.3 * np.sin(np.arange(count) / random.uniform(5, 60))
     slots = 2 * count  # queries one after the other
     jitter = np.zeros(slots)
     for slot in range(1, slots):
-        jitter[slot] = 0.7 * jitter[slot - 1] + random.normal(0, 0.04)
+        jitter[slot] = 0.7 * jitter[slot - 1] + random.normal(0, 0.08)
     stalled = np.repeat(random.random(slots // 4 + 1) < 0.08, 4)[:slots] * random.uniform(0, 3, slots)
     taken = 20 * np.exp(jitter) * (1 + stalled)
     first = random.integers(0, 2, count)  # which side goes first
     pairs = taken.reshape(count, 2)
     sides = np.where(first[:, None] == 0, pairs, pairs[:, ::-1]) * np.exp(walk)[:, None]  # [count, 2]
-    luck = np.exp(random.normal(0, 0.015, (blocks, 2)))
-    ours, others = (sides[:, side].reshape(blocks, QUERIES) * luck[:, side : side + 1] for side in (0, 1))
+    luck = np.exp(random.normal(0, 0.02, (BLOCKS, 2)))
+    ours, others = (sides[:, side].reshape(BLOCKS, QUERIES) * luck[:, side : side + 1] for side in (0, 1))
     return ours * factor, others
 
 
-def verdicts(factor, repeats=200, **options):
+def verdicts(factor, repeats=200):
     random = np.random.default_rng(0)
-    return [compare(*machine(random, factor, **options)).verdict for _ in range(repeats)]
+    return [compare(*machine(random, factor)).verdict for _ in range(repeats)]
 
 
 def least_to_reach(share, chance=0.99):

@@ -80,6 +80,7 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         },
         "energy": {"not_measured": "no energy counter"},
         "against": None,
+        "broken": [],
         "memory": {
             name: {"imported_bytes": 9e7, "answered_bytes": 1.2e8, "model_bytes": 3e7, "runs": 1}
             for name in ("fp32", "cpu")
@@ -240,6 +241,7 @@ def test_a_loaded_machine_and_a_quick_run_are_mentioned():
     loaded["quick"] = True
 
     assert 'class="notes"' not in render(quiet)
+    assert f"<li>{escape(HOSTILE)}</li>" in render({**quiet, "broken": [HOSTILE]})
     assert "Other work was running" in render(loaded)
     assert "A quick run" in render(loaded)
 
