@@ -99,9 +99,9 @@ def face(
     sensors, pool = list(pools_by_sensors(examples, other.modalities).items())[-1]
     found = {}
     for part_set in other.part_sets:
-        sides = [_opener(bundle, part_set) for bundle in (ours, other.bundle)]
+        mine, theirs = _opener(ours, part_set), _opener(other.bundle, part_set)
         step = phase(f"against, {part_set}", PLAN.blocks)
-        found[part_set] = asdict(compare_openers(*sides, pool, sensors.split("+"), PLAN, step))
+        found[part_set] = asdict(compare_openers(mine, theirs, pool, sensors.split("+"), PLAN, step))
     about = {"report": str(other.report), "bundle": str(other.bundle.folder), "sensors": sensors}
     return {**about, "confidence": CONFIDENCE, "margin": MARGIN, "part_sets": found}
 

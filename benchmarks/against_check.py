@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -76,8 +77,8 @@ def check(bundle: Bundle, part_set: str, examples: list[Example], repeats: int, 
     comparisons: dict[str, list[dict[str, Any]]] = {case: [] for case in CASES}
     for _ in range(repeats):
         for case, (share, _) in CASES.items():
-            sides = (lambda share=share: opened(share), opened)
-            found = compare_openers(*sides, examples, bundle.info.modalities, plan, lambda: None)
+            ours = partial(opened, share)
+            found = compare_openers(ours, opened, examples, bundle.info.modalities, plan, lambda: None)
             comparisons[case].append(asdict(found))
     rows = []
     for case, (_, expected) in CASES.items():

@@ -66,7 +66,7 @@ def mlperf(report: Report) -> str:
         asked = f"{run['min_queries']} queries, {run['min_seconds']:g} s"
         times = [milliseconds(run.get(key)) for key in (*PERCENTILES, "guaranteed_ms")]
         throughput = f"{run['samples_per_s']:.1f}" if "samples_per_s" in run else NOT_KNOWN
-        verdict = f"{run['result']} ({', '.join(run['unmet'])} too few)" if run["unmet"] else run["result"]
+        verdict = f"{run['result']} (short of: {', '.join(run['unmet'])})" if run["unmet"] else run["result"]
         rows.append([scenario, verdict, asked, str(run["queries"]), *times, throughput])
     percentiles = [f"{name.removesuffix('_ms')}, ms" for name in PERCENTILES]
     head = ["Scenario", "LoadGen says", "Asked at least", "Queries", *percentiles, "Early stopping, ms", "Samples/s"]

@@ -116,7 +116,7 @@ def measure_load(bundle: Bundle, readings: Readings, seconds: float, rounds: int
         modality -> {decision_ms, and for each load age_p95_ms, ratio (that / decision_ms), growth (of the second half
         of the run / of the first), dropped (share of the readings), and age: `summarise` of all ages of all rounds}.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for modality in (m for m in readings if m != "text"):
         rows, loads = zip(*(_round(bundle, readings, modality, seconds) for _ in range(rounds)), strict=True)
         found[modality] = {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
