@@ -1,16 +1,16 @@
 """Measures a bundle on this machine's CPU, batch 1, and writes report.json and index.html.
 
 edgefuse bench runs/demo/bundle --out runs/demo/report [--quick] [--manifest data.jsonl]
+    [--against other/report.json] [--history runs/history.jsonl] [--fail-on "cpu.p50_ms>20"]
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -19,22 +19,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from edgefuse.benchmarks import footprint
+from edgefuse.benchmarks import footprint, loadgen
 from edgefuse.benchmarks.accuracy import REFERENCE, judge
+from edgefuse.benchmarks.against import face, open_other
+from edgefuse.benchmarks.effort import FULL, QUICK, Effort
+from edgefuse.benchmarks.energy import measure_energy
 from edgefuse.benchmarks.environment import describe_environment
-from edgefuse.benchmarks.latency import (
-    Timings,
-    distribution,
-    pools_by_sensors,
-    speedup,
-    spread,
-    summarise,
-    time_interleaved,
-)
+from edgefuse.benchmarks.figures import figures, names
+from edgefuse.benchmarks.history import append, line_of
+from edgefuse.benchmarks.latency import Timings, pools_by_sensors, speed, spread, time_interleaved
+from edgefuse.benchmarks.meters import open_meters
+from edgefuse.benchmarks.named_latencies import name_latencies
 from edgefuse.benchmarks.report import JUDGE, render
+from edgefuse.benchmarks.reproduce import commands
+from edgefuse.benchmarks.thresholds import broken, parse
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, PART_SETS, Bundle
-from edgefuse.runtime.errors import ManifestError
+from edgefuse.runtime.errors import ManifestError, MissingExtraError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.predictor import Predictor
@@ -43,26 +44,20 @@ SCHEMA = 1  # of report.json
 SPLIT = "test"
 GATE = 0.99  # share of the fp32 accuracy to keep, where the bundle does not say (MLPerf's for edge models)
 JUDGES = ("trt",)  # part sets made for another machine: run here for their accuracy only
+REST_S = 2.0  # that the machine rests before energy is measured
 _ONLY_DRAWN = ("distribution_ms", "commands")  # in report.json, but not worth printing
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is measured."""
-
-    queries: int  # with every sensor; MLPerf's single stream asks for 1024 at least
-    scenario_queries: int  # with each smaller subset of sensors
-    warmup_queries: int  # answered before each of them, and not counted
-    memory_runs: int  # fresh processes per part set
-    cold_starts: int  # fresh processes
-    accuracy_limit: int | None  # examples at most, evenly spread; None takes the whole split
-
-
-FULL = Effort(1024, 256, 32, memory_runs=3, cold_starts=5, accuracy_limit=None)
-QUICK = Effort(200, 100, 10, memory_runs=1, cold_starts=3, accuracy_limit=500)
-
-
-def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick: bool = False) -> dict[str, Any]:
+def bench(
+    bundle_folder: Path,
+    out: Path,
+    *,
+    manifest: Path | None = None,
+    quick: bool = False,
+    against: Path | None = None,
+    history: Path | None = None,
+    fail_on: Sequence[str] = (),
+) -> dict[str, Any]:
     """Measure speed, memory, size and accuracy of every part set of a bundle and write the report.
 
     Args:
@@ -70,17 +65,26 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
         out: folder for report.json and index.html, made if need be.
         manifest: labelled data with lines of split "test"; None takes that of the training, as the lineage says.
         quick: measure less.
+        against: report.json of another bundle, which then answers the same queries beside this one.
+        history: file that a line of figures is added to.
+        fail_on: what must not come out, see `thresholds.parse`.
 
     Returns:
-        What report.json holds, {stages, scenarios, memory, cold_start, size, accuracy, engines, environment, ...},
-        without what only the drawings need, and the path of the page.
+        What report.json holds, {stages, scenarios, latencies, mlperf, energy, memory, cold_start, size, accuracy,
+        engines, environment, against, ...}, without what only the drawings need, and the path of the page. The
+        verdict is "failed" where something of `fail_on` came out, else "ok"; `broken` says what, as does stderr.
 
     Raises:
+        UsageError: one of `fail_on` cannot be read or names no figure.
+        OptionError: the bundle of `against` cannot be compared with this one.
         BundleError, ManifestError: the bundle, the manifest or a file that it names cannot be used.
     """
     effort = QUICK if quick else FULL
     bundle = Bundle.open(bundle_folder)
     bundle.part_info(REFERENCE, HEAD)  # nothing can be judged without the reference
+    known = names(_part_sets(bundle), _fast(bundle), against is not None)
+    thresholds = [parse(text, known) for text in fail_on]
+    other = None if against is None else open_other(against, bundle, _fast(bundle))
     manifest = _manifest(bundle, manifest)
     examples = read_manifest(manifest, split=SPLIT, labels=bundle.info.labels)
     out = Path(out)
@@ -92,11 +96,18 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "quick": quick,
             **_about(bundle, effort, manifest),
-            **_measure(bundle, examples, effort, progress),
+            **_measure(bundle, examples, effort, out, progress),
+            "against": other and face(bundle, other, examples, partial(_phase, progress)),
         }
-    report["commands"] = _commands(report, bundle.folder, out)
+    report["commands"] = commands(report, bundle.folder, out, () if against is None else ("--against", str(against)))
+    report["broken"] = broken(thresholds, figures(report))
+    report["verdict"] = "failed" if report["broken"] else "ok"
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_atomic(out / "index.html", render(report).encode())
+    if history is not None:
+        append(history, line_of(report))
+    for line in report["broken"]:
+        print(f"edgefuse: {line}", file=sys.stderr)
     printed = {key: value for key, value in report.items() if key not in _ONLY_DRAWN}
     return {**printed, "page": str(out / "index.html")}
 
@@ -117,13 +128,30 @@ def _part_sets(bundle: Bundle) -> list[str]:
     return [part_set for part_set in PART_SETS if part_set in bundle.info.parts]
 
 
+def _fast(bundle: Bundle) -> list[str]:
+    """Those whose time says something here."""
+    return [part_set for part_set in _part_sets(bundle) if part_set not in JUDGES]
+
+
+def _phase(progress: Progress, name: str, steps: int) -> Callable[[], None]:
+    """Begin a phase of so many steps; what is returned is called after each."""
+    return partial(progress.advance, progress.add_task(name, total=steps))
+
+
 def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     """What was measured, and how."""
     info = bundle.info
     asked = info.lineage.get("quantize", {})
     return {
         "gate": asked.get("gate", GATE),
-        "bundle": {"name": info.name, "labels": len(info.labels), "lineage": info.lineage, "quality": info.quality},
+        "bundle": {
+            "name": info.name,
+            "folder": str(bundle.folder.resolve()),  # this and the next are how --against finds it again
+            "fingerprint": bundle.fingerprint,
+            "labels": len(info.labels),
+            "lineage": info.lineage,
+            "quality": info.quality,
+        },
         "part_sets": {
             part_set: {
                 "role": JUDGE if part_set in JUDGES else "speed",
@@ -132,7 +160,7 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
             for part_set in _part_sets(bundle)
         },
         "settings": {
-            **asdict(effort),
+            **{key: value for key, value in asdict(effort).items() if key != "load"},
             "backend": "ONNX Runtime, CPU, batch 1, sessions that do not spin",
             "threads": "ONNX Runtime's default, one per physical core",
             "order": "every query goes to each part set in turn; each part set is first equally often",
@@ -143,13 +171,12 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
     }
 
 
-def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progress: Progress) -> dict[str, Any]:
-    def phase(name: str, steps: int) -> Callable[[], None]:
-        return partial(progress.advance, progress.add_task(name, total=steps))
-
+def _measure(
+    bundle: Bundle, examples: Sequence[Example], effort: Effort, out: Path, progress: Progress
+) -> dict[str, Any]:
+    phase = partial(_phase, progress)
     environment = describe_environment()  # first: its load is that of the others, not ours
-    sets = _part_sets(bundle)
-    fast = [part_set for part_set in sets if part_set not in JUDGES]
+    sets, fast = _part_sets(bundle), _fast(bundle)
     pools = pools_by_sensors(examples, bundle.info.modalities)
     fullest = list(pools)[-1]
     timings: dict[str, Timings] = {}
@@ -162,12 +189,18 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
             timings[name] = time_interleaved(asked, queries, name.split("+"), effort.warmup_queries, step)
         limit = min(effort.accuracy_limit or len(examples), len(examples))
         accuracy = judge(predictors, spread(examples, limit), phase("accuracy", len(sets)))
-    inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
+        inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
+        decide = {name: partial(predictors[name].predict, **inputs) for name in fast}
+        energy = measure_energy(open_meters(), decide, effort.energy_decisions, REST_S)
+    mlperf = _ask_loadgen(bundle, fast[-1], pools[fullest], fullest.split("+"), effort.load, phase("MLPerf LoadGen", 1))
     step = phase("memory", len(fast) * effort.memory_runs)
     memory = {name: footprint.memory(bundle, name, inputs, effort.memory_runs, step) for name in fast}
     first = footprint.cold_start(bundle, inputs, effort.cold_starts, phase("first answer", effort.cold_starts))
     return {
-        **_speed(timings, fullest, fast),
+        **speed(timings, fullest, fast, REFERENCE),
+        "latencies": name_latencies(bundle, timings[fullest], fast, out),
+        "mlperf": mlperf,
+        "energy": energy,
         "memory": memory,
         "cold_start": first,
         "size": footprint.sizes(bundle, sets),
@@ -178,47 +211,12 @@ def _measure(bundle: Bundle, examples: Sequence[Example], effort: Effort, progre
     }
 
 
-def _speed(timings: Mapping[str, Timings], fullest: str, fast: Sequence[str]) -> dict[str, Any]:
-    """The fullest subset of sensors stage by stage, and the total of every subset."""
-    scenarios = {}
-    for name, times in timings.items():
-        total = {part_set: times[part_set]["total"] for part_set in fast}
-        scenarios[name] = {part_set: summarise(total[part_set]) for part_set in fast}
-        for part_set in fast:
-            if part_set != REFERENCE:
-                scenarios[name][part_set]["speedup"] = speedup(total[REFERENCE], total[part_set])
-    every = timings[fullest]
-    return {
-        "sensors": fullest,
-        "stages": {
-            part_set: {stage: summarise(each) for stage, each in stages.items()} for part_set, stages in every.items()
-        },
-        "distribution_ms": {part_set: distribution(every[part_set]["total"]) for part_set in fast},
-        "scenarios": scenarios,
-    }
-
-
-def _commands(report: Mapping[str, Any], folder: Path, out: Path) -> list[tuple[str, str]]:
-    """Which command prints which figure."""
-    manifest, limit = report["settings"]["manifest"], report["settings"]["accuracy_limit"]
-    quick = ["--quick"] if report["quick"] else []
-    commands = [
-        (
-            "everything on this page",
-            ["edgefuse", "bench", str(folder), "--out", str(out), "--manifest", manifest, *quick],
-        )
-    ]
-    for part_set in report["part_sets"]:
-        evaluate = ["edgefuse", "eval", str(folder), manifest, "--part-dir", part_set, "--split", SPLIT]
-        commands.append(
-            (f"accuracy, {part_set} parts", [*evaluate, *(["--limit", str(limit)] if limit else []), "--json"])
-        )
-    for part_set in report["memory"]:
-        memory = ["python", "-m", footprint.MODULE, str(folder), part_set, json.dumps(report["example"])]
-        commands.append((f"memory, {part_set} parts", memory))
-    commands.append(("first answer", ["time", "edgefuse", *footprint.predict_arguments(folder, report["example"])]))
-    commands.append(("size on disk", ["du", "-ab", f"{folder}/parts"]))
-    return [(what, shlex.join(words)) for what, words in commands]
+def _ask_loadgen(bundle: Bundle, part_set: str, *arguments: Any) -> dict[str, Any]:
+    """What LoadGen says of one part set; where it is not installed, that it was not measured."""
+    try:
+        return loadgen.ask(bundle, part_set, *arguments)
+    except MissingExtraError as error:
+        return {"not_measured": str(error)}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def _speed_card(ratio: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
 
 def notes(report: Report) -> str:
     """What a reader must know before trusting the figures."""
-    environment, found = report["environment"], []
+    environment, found = report["environment"], list(report["broken"])
     if report["quick"]:
         found.append("A quick run: fewer queries and examples than a report to publish needs.")
     load, cores = environment["load_at_start"], environment["cores_usable"]

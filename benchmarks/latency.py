@@ -107,3 +107,33 @@ def speedup(reference_ms: Sequence[float], candidate_ms: Sequence[float]) -> dic
         "interval": [round(float(ratios[low]), 4), round(float(ratios[high]), 4)],
         "n": n,
     }
+
+
+def speed(timings: Mapping[str, Timings], fullest: str, fast: Sequence[str], reference: str) -> dict[str, Any]:
+    """The `fullest` subset of sensors stage by stage, and the total of every subset.
+
+    Args:
+        timings: subset of sensors -> its times.
+        fullest: the subset with every sensor.
+        fast: part sets that are a speed.
+        reference: the part set that speedups are told against.
+
+    Returns:
+        {sensors, stages: {part set: {stage: summary}}, distribution_ms, scenarios: {subset: {part set: summary}}}.
+    """
+    scenarios = {}
+    for name, times in timings.items():
+        total = {part_set: times[part_set]["total"] for part_set in fast}
+        scenarios[name] = {part_set: summarise(total[part_set]) for part_set in fast}
+        for part_set in fast:
+            if part_set != reference:
+                scenarios[name][part_set]["speedup"] = speedup(total[reference], total[part_set])
+    every = timings[fullest]
+    return {
+        "sensors": fullest,
+        "stages": {
+            part_set: {stage: summarise(each) for stage, each in stages.items()} for part_set, stages in every.items()
+        },
+        "distribution_ms": {part_set: distribution(every[part_set]["total"]) for part_set in fast},
+        "scenarios": scenarios,
+    }

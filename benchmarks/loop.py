@@ -189,7 +189,8 @@ def measure(subject: Subject, sections: list[str]) -> dict[str, Any]:
         print(f"{name} ...", file=sys.stderr)
         more, details[name] = ({**SECTIONS, "size": size})[name](subject)
         rows += more
-    return {"rows": rows, "quick": subject.is_quick, "details": details, "environment": describe_environment()}
+    about = {"quick": subject.is_quick, "fingerprint": subject.bundle.fingerprint}
+    return {"rows": rows, **about, "details": details, "environment": describe_environment()}
 
 
 def main() -> None:

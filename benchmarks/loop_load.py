@@ -8,9 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from edgefuse.benchmarks.latency import summarise
 from edgefuse.benchmarks.loop_readings import Readings, fill, mailbox_for
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle
@@ -18,6 +20,7 @@ from edgefuse.runtime.decision import Decision
 from edgefuse.runtime.loop import Loop
 from edgefuse.runtime.mailbox import Mailbox
 
+LOADS_PERCENT = (80, 200)  # of what the loop takes
 NEVER: dict[str, float | None] = {"image": None, "audio": None, "text": None}  # no reading is too old
 
 
@@ -106,25 +109,30 @@ class _Rig:
         self.loop.close()
 
 
-def measure_load(bundle: Bundle, readings: Readings, seconds: float, rounds: int) -> dict[str, dict[str, float]]:
+def measure_load(bundle: Bundle, readings: Readings, seconds: float, rounds: int) -> dict[str, dict[str, Any]]:
     """A camera and a microphone, each by itself, at 80 % and at 200 % of what the loop takes; medians of the rounds.
 
     Returns:
         modality -> {decision_ms, and for each load age_p95_ms, ratio (that / decision_ms), growth (of the second half
-        of the run / of the first), dropped (share of the readings)}.
+        of the run / of the first), dropped (share of the readings), and age: `summarise` of all ages of all rounds}.
     """
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for modality in (m for m in readings if m != "text"):
-        rows = [_round(bundle, readings, modality, seconds) for _ in range(rounds)]
+        rows, loads = zip(*(_round(bundle, readings, modality, seconds) for _ in range(rounds)), strict=True)
         found[modality] = {key: float(np.median([row[key] for row in rows])) for key in rows[0]}
+        for percent in LOADS_PERCENT:
+            ages_ms = [age for load in loads for age in load[percent].ages_ms]
+            found[modality][f"age_at_{percent}"] = summarise(ages_ms)
     return found
 
 
-def _round(bundle: Bundle, readings: Readings, modality: str, seconds: float) -> dict[str, float]:
+def _round(
+    bundle: Bundle, readings: Readings, modality: str, seconds: float
+) -> tuple[dict[str, float], dict[int, Load]]:
     took_ms = decision_ms(bundle, readings, modality, seconds / 2)
-    row = {"decision_ms": took_ms}
-    for percent in (80, 200):
-        load = run_load(bundle, readings, modality, percent / 100 / (took_ms / 1e3), seconds)
+    row, loads = {"decision_ms": took_ms}, {}
+    for percent in LOADS_PERCENT:
+        load = loads[percent] = run_load(bundle, readings, modality, percent / 100 / (took_ms / 1e3), seconds)
         half = len(load.ages_ms) // 2
         all_ms, first_ms, second_ms = (
             float(np.percentile(ages_ms, 95)) for ages_ms in (load.ages_ms, load.ages_ms[:half], load.ages_ms[half:])
@@ -135,4 +143,4 @@ def _round(bundle: Bundle, readings: Readings, modality: str, seconds: float) ->
             f"growth_at_{percent}": second_ms / first_ms,
             f"dropped_at_{percent}": load.dropped / load.given,
         }
-    return row
+    return row, loads

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from edgefuse.benchmarks import markup, plots
+from edgefuse.benchmarks import blocks, markup, plots
 from edgefuse.benchmarks.explained import plan_audit
 from edgefuse.benchmarks.headline import cards, notes
 from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, PERCENT, TIMES, byte_count, milliseconds, percent, span
@@ -28,8 +28,9 @@ def render(report: Report) -> str:
     runtime = f"ONNX Runtime {environment['versions']['onnxruntime']} on the CPU, batch 1"
     subtitle = [report["created"], f"{environment['cpu']}, {environment['cores_usable']} cores", runtime]
     subtitle += ["quick run"] if report["quick"] else []
-    sections = [_latency, _stages, _stage_table, _accuracy, _answer_types, _accuracy_table, _scenarios]
-    sections += [_footprint, _method, _engines, plan_audit, _environment, _lineage, _reproduce]
+    sections = [blocks.against, _latency, _stages, blocks.latencies, _stage_table]
+    sections += [_accuracy, _answer_types, _accuracy_table, _scenarios, blocks.mlperf, blocks.energy, _footprint]
+    sections += [_method, _engines, plan_audit, _environment, _lineage, _reproduce]
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"edgefuse benchmark: {report['bundle']['name']}"),
         heading=escape(report["bundle"]["name"]),

@@ -122,6 +122,11 @@ class Bundle:
             raise BundleError(f"{path} cannot be read: {error.strerror}") from None
         return cls(folder, _parse_contract(path, content))
 
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the contract, which holds that of every file: equal for the same bundle and no other."""
+        return hashlib.sha256((self.folder / CONTRACT_FILE).read_bytes()).hexdigest()
+
     def read(self, name: str) -> bytes:
         """The bytes of one file of the bundle, after its sha256 was compared with the contract.
 

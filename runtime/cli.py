@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from edgefuse.runtime.bench_verb import bench
 from edgefuse.runtime.data_verbs import data
 from edgefuse.runtime.robust_verbs import attack, robust
 from edgefuse.runtime.run_command import run
@@ -24,6 +25,7 @@ from edgefuse.runtime.shared_options import (
     Json,
     Labelled,
     Limit,
+    Manifest,
     PartDir,
     SignalFile,
     Split,
@@ -59,11 +61,6 @@ class TrtVersion(str, Enum):
     jetpack7 = "10.16"
     newest = "11"
     rtx = "rtx"
-
-
-Manifest = Annotated[
-    Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
-]
 
 
 @app.command()
@@ -220,20 +217,8 @@ def evaluate(
     run_verb("runtime.evaluate:evaluate", as_json, bundle, manifest, **options)
 
 
-for _verb in (robust, attack, run):
+for _verb in (robust, attack, run, bench):
     app.command()(_verb)
-
-
-@app.command()
-def bench(
-    bundle: BundlePath,
-    out: Annotated[Path, typer.Option(help="Folder of the report.")],
-    manifest: Manifest = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer runs: a look, not a result.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Measure speed, size, memory and accuracy, and write a report."""
-    run_verb("benchmarks.bench:bench", as_json, bundle, out, manifest=manifest, quick=quick)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,12 +10,13 @@ EdgefuseError
 ├── SensorError        a camera, microphone or text source that cannot be opened, or stopped
 ├── PeerError          processes that train together and do not find or lost each other
 ├── OptionError        an option of a call with a value that does not fit
+├── UsageError         an expression of the command line that does not read as one (exit code 2)
 ├── WebError           a port or an address that the page cannot be served on
 ├── GateError          a model that lost more accuracy than its gate allows
 └── MissingExtraError  a package of an optional extra is not installed
 
 Each leaf also inherits the builtin that a caller would expect. The command line prints any of them in one line and
-exits with 1; everything else is a bug and keeps its traceback.
+exits with 1, or 2 for wrong usage; everything else is a bug and keeps its traceback.
 """
 
 
@@ -57,6 +58,10 @@ class PeerError(EdgefuseError, RuntimeError):
 
 class OptionError(EdgefuseError, ValueError):
     """An option of a call, of the command line or in Python, with a value that does not fit."""
+
+
+class UsageError(EdgefuseError, ValueError):
+    """An expression of the command line that cannot be read; the command line exits with 2."""
 
 
 class WebError(EdgefuseError, OSError):

@@ -11,6 +11,9 @@ PartSet = Literal["fp32", "trt", "cpu"]
 
 BundlePath = Annotated[Path, typer.Argument(help="Folder of the bundle.", show_default=False)]
 Labelled = Annotated[Path, typer.Argument(help="Labelled data (.jsonl).", show_default=False)]
+Manifest = Annotated[
+    Path | None, typer.Option(help="Data to calibrate and measure on.", show_default="the one of the training")
+]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Lines to use.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use this many lines, evenly spread.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from edgefuse.runtime.errors import EdgefuseError, MissingExtraError
+from edgefuse.runtime.errors import EdgefuseError, MissingExtraError, UsageError
 
 # Where a package comes from that is not in the base install; [demo] has all that this table does not name.
 EXTRAS = {"onnx": "optimize", "onnxscript": "optimize", "matplotlib": "bench", "psutil": "bench"} | dict.fromkeys(
@@ -20,7 +20,7 @@ EXTRAS = {"onnx": "optimize", "onnxscript": "optimize", "matplotlib": "bench", "
 ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 # Of a long document, what a person sees; --json prints all of it.
 SHOWN = {
-    "benchmarks.bench:bench": ("accuracy", "size", "cold_start", "page"),
+    "benchmarks.bench:bench": ("accuracy", "size", "cold_start", "against", "page"),
     "benchmarks.robust:robust": ("clean", "summary", "fused", "n", "part_set", "backend"),
     "optimize.quantize:quantize": (
         "retention", "interval", "pooled", "bytes", "cost", "by_subset", "parts", "blocks", "pareto",
@@ -39,7 +39,7 @@ def run_verb(does: str, as_json: bool, *arguments: Any, **options: Any) -> None:
     try:
         result = _call(does, *arguments, **options)
     except EdgefuseError as error:
-        _stop(1, str(error))
+        _stop(2 if isinstance(error, UsageError) else 1, str(error))
     except OSError as error:
         if error.errno not in ENVIRONMENT:
             raise

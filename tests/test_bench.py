@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from scipy import stats
 
+from edgefuse.benchmarks import against as against_module
 from edgefuse.benchmarks import bench as bench_module
 from edgefuse.benchmarks import environment
 from edgefuse.benchmarks.bench import Effort, bench
+from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.latency import (
     distribution,
     least_queries,
@@ -27,12 +29,15 @@ from edgefuse.benchmarks.latency import (
     summarise,
     time_interleaved,
 )
+from edgefuse.benchmarks.loadgen import Load
 from edgefuse.runtime.bundle import Bundle, PartInfo, part_file
 from edgefuse.runtime.errors import BundleError, ManifestError
 from edgefuse.runtime.evaluate import evaluate
 from edgefuse.runtime.manifest import Example
 
-EFFORT = Effort(120, 12, 3, memory_runs=1, cold_starts=1, accuracy_limit=None)
+LOAD = Load({"SingleStream": 5, "MultiStream": 2, "Offline": 1}, seconds=0.05, samples=None, note="a test")
+EFFORT = Effort(120, 12, 3, memory_runs=1, cold_starts=1, accuracy_limit=None, energy_decisions=1, load=LOAD)
+FAIL_ON = ("cpu.p50_ms>1e6", "retention<=1", "first_answer_s<0")
 SUBSETS = ["image", "audio", "text", "image+audio", "image+text", "audio+text", "image+audio+text"]
 TIMES_MS = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=300)
 
@@ -54,7 +59,11 @@ def measured(tiny, tmp_path_factory):
     _add_engines(Bundle.open(folder / "bundle"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "QUICK", EFFORT)
-        result = bench(folder / "bundle", folder / "report", quick=True)
+        patch.setattr(against_module, "PLAN", against_module.Plan(blocks=10, queries=2, warmup=1))
+        about = {"bundle": {"folder": str(tiny.bundle), "fingerprint": Bundle.open(tiny.bundle).fingerprint}}
+        (folder / "other.json").write_text(json.dumps(about))
+        options = {"against": folder / "other.json", "history": folder / "history.jsonl", "fail_on": FAIL_ON}
+        result = bench(folder / "bundle", folder / "report", quick=True, **options)
     return folder / "bundle", folder / "report", result
 
 
@@ -187,6 +196,56 @@ def test_what_cannot_be_read_of_the_environment_is_none(monkeypatch, tmp_path):
 
     assert found["governor"] is None
     assert found["versions"] == {"no-such-package": None}
+
+
+def test_the_report_can_be_compared_with_later(measured):
+    bundle, _, result = measured
+
+    assert result["bundle"]["folder"] == str(bundle)
+    assert result["bundle"]["fingerprint"] == Bundle.open(bundle).fingerprint
+
+
+def test_both_bundles_are_compared_in_each_part_set_that_is_a_speed(measured):
+    found = measured[2]["against"]
+
+    assert found["sensors"] == "image+audio+text"
+    assert list(found["part_sets"]) == ["fp32", "cpu"]
+    assert all(each["verdict"] in ("faster", "slower", "no difference") for each in found["part_sets"].values())
+
+
+def test_every_figure_has_the_name_that_was_known_before(measured):
+    found = figures(measured[2])
+
+    assert sorted(found) == sorted(names(["fp32", "trt", "cpu"], ["fp32", "cpu"], compared=True))
+    assert found["cpu.p50_ms"] == measured[2]["stages"]["cpu"]["total"]["p50_ms"]
+    assert found["retention"] == min(measured[2]["accuracy"][part_set]["retention"] for part_set in ("trt", "cpu"))
+    assert found["cpu.engine_p50_ms"] < found["cpu.p50_ms"]
+
+
+def test_what_must_not_come_out_fails_the_run_with_a_line_each(measured):
+    result = measured[2]
+
+    assert result["verdict"] == "failed"
+    assert [line.split("'")[1] for line in result["broken"]] == ["retention<=1"]
+
+
+def test_the_history_has_a_line_of_figures(measured):
+    (line,) = (measured[1].parent / "history.jsonl").read_text().splitlines()
+
+    told = json.loads(line)
+    assert told["fingerprint"] == measured[2]["bundle"]["fingerprint"]
+    assert told["cpu.p50_ms"] == figures(measured[2])["cpu.p50_ms"]
+
+
+def test_a_threshold_that_cannot_be_read_stops_the_run_before_anything_is_measured(run, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_module, "_measure", lambda *_: pytest.fail("measured"))
+    arguments = ("bench", tiny.bundle, "--manifest", tiny.manifest, "--out", tmp_path / "report")
+
+    code, _, err = run(*arguments, "--fail-on", "cpu.p50_ms=20")
+
+    assert code == 2
+    assert err.startswith("edgefuse: --fail-on 'cpu.p50_ms=20' cannot be read; write NAME<NUMBER")
+    assert err.count("\n") == 1
 
 
 def test_a_bundle_whose_training_data_is_gone_asks_for_a_manifest(tiny_copy, tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgefuse.benchmarks import loop, loop_explain, loop_rates
+from edgefuse.benchmarks import loop, loop_explain, loop_load, loop_rates
+from edgefuse.benchmarks.latency import summarise
 from edgefuse.benchmarks.loop_explain import measure_explain
-from edgefuse.benchmarks.loop_load import decision_ms, run_load
+from edgefuse.benchmarks.loop_load import Load, decision_ms, measure_load, run_load
 from edgefuse.benchmarks.loop_memory import GAP_EVERY_S, measure_memory, write_recording
 from edgefuse.benchmarks.loop_rates import EveryPart, compare_rates, stream
 from edgefuse.benchmarks.loop_readings import Readings, examples_of, readings_of
@@ -121,3 +122,24 @@ def test_the_table_says_what_was_asked_and_whether_it_was_kept(
     assert len(result["rows"]) == 4
     assert {"cpu", "versions"} <= set(result["environment"])
     assert "Shapley" in capsys.readouterr().out
+
+
+def test_the_ages_of_all_rounds_are_told_with_what_their_number_supports(
+    bundle: Bundle, readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ages_ms = iter([[1.0, 2.0], [3.0, 4.0], [5.0], [6.0]] * 2)
+
+    def run(*_: object) -> Load:
+        ages = next(ages_ms)
+        return Load(ages * 2, ages * 2, given=4, dropped=1)
+
+    monkeypatch.setattr(loop_load, "decision_ms", lambda *_: 10.0)
+    monkeypatch.setattr(loop_load, "run_load", run)
+
+    found = measure_load(bundle, readings, seconds=1, rounds=2)
+
+    assert list(found) == ["image", "audio"]
+    assert found["image"]["age_at_80"] == summarise([1.0, 2.0] * 2 + [5.0] * 2)
+    assert found["image"]["age_at_200"] == summarise([3.0, 4.0] * 2 + [6.0] * 2)
+    assert found["image"]["age_at_80"]["p99_ms"] is None
+    assert found["image"]["dropped_at_80"] == 0.25

@@ -22,6 +22,13 @@ HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=y>"
 STAGES = ("decode", "preprocess", "image", "text", "head")
 PARTS = ("image", "text", "head")
 SUBSETS = ("image", "text", "image+text")
+_ASKED = {"loadgen": "6", "queries": 64, "min_queries": 64, "min_seconds": 2.0}
+SINGLE_STREAM = {
+    **_ASKED, "result": "VALID", "unmet": [], "p50_ms": 1.0, "p90_ms": 2.34, "p99_ms": None, "mean_ms": 1.5,
+    "guaranteed_ms": 4.56,
+}  # fmt: skip
+OFFLINE = {**_ASKED, "result": "INVALID", "unmet": ["duration"], "samples_per_s": 78.91}
+VERDICT = {"verdict": "slower", "ratio": 1.1, "interval": [1.05, 1.15], "p": 0.001, "blocks": 20, "queries": 16}
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 LOADING = {"script", "link", "img", "iframe", "object", "embed", "video", "audio", "source", "base", "form"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -59,6 +66,21 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         "stages": {name: {stage: summarise(each) for stage, each in stages.items()} for name, stages in times.items()},
         "distribution_ms": {name: distribution(totals[name]) for name in ("fp32", "cpu")},
         "scenarios": dict.fromkeys(SUBSETS, scenario),
+        "latencies": {
+            "least_queries": {"p50_ms": 2, "p90_ms": 10, "p99_ms": 100},
+            "engine": {"cpu": summarise(times["cpu"]["image"])},
+            "host_end_to_end": {"cpu": summarise(totals["cpu"])},
+            "sensor_to_decision": {"not_measured": f"no loop.json; python benchmarks/loop.py {HOSTILE}"},
+        },
+        "mlperf": {
+            "part_set": "cpu",
+            "note": "A quick run",
+            "accuracy": {"accuracy": 0.91, "interval": [0.9, 0.92], "n": 100},
+            "scenarios": {"SingleStream": SINGLE_STREAM, "Offline": OFFLINE},
+        },
+        "energy": {"not_measured": "no energy counter"},
+        "against": None,
+        "broken": [],
         "memory": {
             name: {"imported_bytes": 9e7, "answered_bytes": 1.2e8, "model_bytes": 3e7, "runs": 1}
             for name in ("fp32", "cpu")
@@ -219,6 +241,7 @@ def test_a_loaded_machine_and_a_quick_run_are_mentioned():
     loaded["quick"] = True
 
     assert 'class="notes"' not in render(quiet)
+    assert f"<li>{escape(HOSTILE)}</li>" in render({**quiet, "broken": [HOSTILE]})
     assert "Other work was running" in render(loaded)
     assert "A quick run" in render(loaded)
 
@@ -231,8 +254,55 @@ def test_a_percentile_that_the_queries_do_not_support_is_a_dash():
 
 
 def test_an_engine_has_no_latency_and_a_missing_sidecar_is_said(page):
-    assert page.text.count("not measured") == 2
+    assert page.text.split("TensorRT engines")[1].count("not measured") == 2
     assert "(no sidecar)" in page.text
+
+
+def test_three_latencies_are_named_and_one_that_was_not_measured_says_how_to_get_it(page):
+    block = page.text.split("Three latencies")[1].split("Time of every stage")[0]
+
+    assert block.index("Engine (") < block.index("Host, end to end") < block.index("Sensor to decision (")
+    assert "p50 2, p90 10, p99 100" in block
+    assert "not measured" in block
+    assert f"python benchmarks/loop.py {HOSTILE}" in block
+
+
+def test_what_loadgen_says_is_told_with_what_it_missed(page):
+    block = page.text.split("MLPerf scenarios")[1]
+
+    for told in ("VALID", "INVALID (short of: duration)", "2.34", "4.56", "78.9", "A quick run", "91.00 % of 100"):
+        assert told in block
+
+
+def test_what_was_not_measured_says_why():
+    report = make_report()
+    report["mlperf"] = {"not_measured": "mlcommons-loadgen is not installed"}
+
+    text = Page(render(report)).text
+
+    assert "Not measured: mlcommons-loadgen is not installed." in text
+    assert "Not measured: no energy counter." in text
+
+
+def test_energy_is_told_of_every_meter():
+    report = make_report()
+    told = {"joules_per_decision": 0.12346, "at_rest_watts": 6.5, "decisions": 200, "seconds": 3.0}
+    report["energy"] = {"cpu": {HOSTILE: told}}
+
+    text = Page(render(report)).text
+
+    assert f"{HOSTILE}0.12356.5200" in text
+
+
+def test_a_comparison_gives_its_verdict_with_what_it_stands_on():
+    report = make_report()
+    about = {"report": HOSTILE, "sensors": "image+text", "confidence": 0.99, "margin": 0.03}
+    report["against"] = {**about, "part_sets": {"cpu": VERDICT}}
+
+    text = Page(render(report)).text
+
+    assert "Against another report" not in Page(render(make_report())).text
+    assert "slower1.1001.050\u20131.1500.00120 x 16" in text
 
 
 def test_a_bundle_that_has_only_fp32_parts_makes_a_page():

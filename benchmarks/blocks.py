@@ -1,0 +1,96 @@
+"""Blocks of the report page: the comparison with another report, the three named latencies, LoadGen, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgefuse.benchmarks import markup
+from edgefuse.benchmarks.latency import PERCENTILES
+from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, milliseconds
+
+Report = Mapping[str, Any]
+
+_NAMED = {  # key of the report -> its name, and where it begins and ends
+    "engine": "Engine (the parts alone)",
+    "host_end_to_end": "Host, end to end (decode, preprocess, parts, decision)",
+    "sensor_to_decision": "Sensor to decision (a reading's age when it is decided on, 80 % load)",
+}
+_SUMMARY = ("mean_ms", *PERCENTILES)
+
+
+def against(report: Report) -> str:
+    """The verdict of each part set; nothing where no other report was given."""
+    found = report["against"]
+    if found is None:
+        return ""
+    rows = []
+    for part_set, result in found["part_sets"].items():
+        low, high = result["interval"]
+        figures = [f"{result['ratio']:.3f}", f"{low:.3f}{DASH}{high:.3f}", f"{result['p']:.2g}"]
+        rows.append([part_set, result["verdict"], *figures, f"{result['blocks']} x {result['queries']}"])
+    head = ["Part set", "Verdict", "Time, ratio", f"{100 * found['confidence']:g} %", "p", "Blocks x queries"]
+    note = (
+        f"Against {found['report']}. Ratio: our time / the other's, the same queries in turn, in random order; both "
+        f"bundles are opened anew for every block. Faster or slower is said only where the interval excludes 1 and the "
+        f"ratio is further than {100 * found['margin']:g} % from it; p is that of Wilcoxon's signed-rank test."
+    )
+    data = markup.table(f"From {found['sensors']}", head, rows, text_columns=2)
+    return markup.block("Against another report", data, markup.paragraph(note), wide=True)
+
+
+def latencies(report: Report) -> str:
+    """Engine, host end to end, sensor to decision: each with the queries that it stands on."""
+    found, rows = report["latencies"], []
+    for key, name in _NAMED.items():
+        if "not_measured" in found[key]:
+            rows.append([name, "not measured", *[NOT_KNOWN] * (1 + len(_SUMMARY))])
+            continue
+        for of, summary in found[key].items():
+            rows.append([name, of, str(summary["n"]), *(milliseconds(summary[each]) for each in _SUMMARY)])
+    head = ["Latency", "Of", "Queries", "Mean", *(each.removesuffix("_ms") for each in PERCENTILES)]
+    least = ", ".join(f"{name.removesuffix('_ms')} {count}" for name, count in found["least_queries"].items())
+    why = found["sensor_to_decision"].get("not_measured")
+    notes = [f"Queries that a percentile needs: {least}.", *([f"Sensor to decision: {why}."] if why else [])]
+    data = markup.table("In milliseconds", head, rows, text_columns=2)
+    return markup.block("Three latencies", data, *map(markup.paragraph, notes), wide=True)
+
+
+def mlperf(report: Report) -> str:
+    """What LoadGen says."""
+    title, found = "MLPerf scenarios, by LoadGen", report["mlperf"]
+    if "not_measured" in found:
+        return markup.block(title, markup.paragraph(f"Not measured: {found['not_measured']}."), wide=True)
+    rows = []
+    for scenario, run in found["scenarios"].items():
+        asked = f"{run['min_queries']} queries, {run['min_seconds']:g} s"
+        times = [milliseconds(run.get(key)) for key in (*PERCENTILES, "guaranteed_ms")]
+        throughput = f"{run['samples_per_s']:.1f}" if "samples_per_s" in run else NOT_KNOWN
+        verdict = f"{run['result']} (short of: {', '.join(run['unmet'])})" if run["unmet"] else run["result"]
+        rows.append([scenario, verdict, asked, str(run["queries"]), *times, throughput])
+    percentiles = [f"{name.removesuffix('_ms')}, ms" for name in PERCENTILES]
+    head = ["Scenario", "LoadGen says", "Asked at least", "Queries", *percentiles, "Early stopping, ms", "Samples/s"]
+    right = found["accuracy"]
+    notes = [
+        f"{found['note']}.",
+        "Files are in memory; decoding and preprocessing are timed. A query of MultiStream is 8 samples, answered one "
+        "after the other. Early stopping: the scenario's percentile (p90 of SingleStream, p99 of MultiStream) at 99 % "
+        "confidence.",
+        f"Accuracy of the same calls: {100 * right['accuracy']:.2f} % of {right['n']}.",
+    ]
+    data = markup.table(f"{found['part_set']} parts", head, rows, text_columns=3)
+    return markup.block(title, data, *map(markup.paragraph, notes), wide=True)
+
+
+def energy(report: Report) -> str:
+    """Joules of a decision, by every meter there is."""
+    title, found = "Energy of a decision", report["energy"]
+    if "not_measured" in found:
+        return markup.block(title, markup.paragraph(f"Not measured: {found['not_measured']}."))
+    rows = [
+        [part_set, meter, f"{told['joules_per_decision']:.4g}", f"{told['at_rest_watts']:.3g}", str(told["decisions"])]
+        for part_set, meters in found.items()
+        for meter, told in meters.items()
+    ]
+    head = ["Part set", "Meter", "J per decision", "At rest, W", "Decisions"]
+    return markup.block(title, markup.table("What is taken at rest is subtracted", head, rows, text_columns=2))

@@ -1,0 +1,53 @@
+"""The figures of a report under one flat name each, for a history file and for thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgefuse.benchmarks.latency import PERCENTILES
+
+Report = Mapping[str, Any]
+Figures = dict[str, Any]  # name -> a number, None where it was not measured, or for SLOWER which part sets are
+
+_TIMES = ("mean_ms", *PERCENTILES)
+OF_SPEED = (*_TIMES, *(f"engine_{time}" for time in _TIMES), "memory_bytes")
+OF_EVERY_SET = ("accuracy", "retention", "bytes")
+RETENTION, FIRST_ANSWER = "retention", "first_answer_s"  # the least retention of all part sets; of the whole bundle
+RATIO, SLOWER = "against_ratio", "slower"
+
+
+def names(part_sets: Sequence[str], fast: Sequence[str], compared: bool) -> list[str]:
+    """The names that a report will have: known before anything is measured.
+
+    Args:
+        part_sets: those of the bundle.
+        fast: of them, those that are a speed.
+        compared: whether another report is given.
+    """
+    found = [f"{part_set}.{figure}" for part_set in fast for figure in (*OF_SPEED, *([RATIO] if compared else []))]
+    found += [f"{part_set}.{figure}" for part_set in part_sets for figure in OF_EVERY_SET]
+    return [*found, RETENTION, FIRST_ANSWER, *([SLOWER] if compared else [])]
+
+
+def figures(report: Report) -> Figures:
+    """Every figure of a report, under the names that `names` gives."""
+    found: Figures = {}
+    latencies = report["latencies"]
+    for part_set, host in latencies["host_end_to_end"].items():
+        engine = latencies["engine"][part_set]
+        found |= {f"{part_set}.{time}": host[time] for time in _TIMES}
+        found |= {f"{part_set}.engine_{time}": engine[time] for time in _TIMES}
+        found[f"{part_set}.memory_bytes"] = report["memory"][part_set]["answered_bytes"]
+    for part_set, judged in report["accuracy"].items():
+        found[f"{part_set}.accuracy"], found[f"{part_set}.retention"] = judged["accuracy"], judged["retention"]
+        found[f"{part_set}.bytes"] = report["size"][part_set]["bytes"]
+    kept = [judged["retention"] for judged in report["accuracy"].values() if judged["retention"] is not None]
+    found[RETENTION] = min(kept, default=None)
+    found[FIRST_ANSWER] = report["cold_start"]["median_s"]
+    if report["against"] is not None:
+        compared = report["against"]["part_sets"]
+        found |= {f"{part_set}.{RATIO}": compared.get(part_set, {}).get("ratio") for part_set in report["memory"]}
+        slower = (f"{name}, {each['ratio']:.3f} times" for name, each in compared.items() if each["verdict"] == SLOWER)
+        found[SLOWER] = "; ".join(slower)
+    return found

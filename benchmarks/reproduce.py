@@ -1,0 +1,30 @@
+"""Which command prints which figure of a report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgefuse.benchmarks import footprint
+
+
+def commands(report: Mapping[str, Any], folder: Path, out: Path, extra: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """(what, command) for every figure of a report on the bundle in `folder`; `extra` are more options of the run."""
+    settings = report["settings"]
+    manifest, limit = settings["manifest"], settings["accuracy_limit"]
+    quick = ["--quick"] if report["quick"] else []
+    bench = ["edgefuse", "bench", str(folder), "--out", str(out), "--manifest", manifest, *quick, *extra]
+    found = [("everything on this page", bench)]
+    for part_set in report["part_sets"]:
+        evaluate = ["edgefuse", "eval", str(folder), manifest, "--part-dir", part_set, "--split", settings["split"]]
+        evaluate += ["--limit", str(limit)] if limit else []
+        found.append((f"accuracy, {part_set} parts", [*evaluate, "--json"]))
+    for part_set in report["memory"]:
+        memory = ["python", "-m", footprint.MODULE, str(folder), part_set, json.dumps(report["example"])]
+        found.append((f"memory, {part_set} parts", memory))
+    found.append(("first answer", ["time", "edgefuse", *footprint.predict_arguments(folder, report["example"])]))
+    found.append(("size on disk", ["du", "-ab", f"{folder}/parts"]))
+    return [(what, shlex.join(words)) for what, words in found]

@@ -1,0 +1,34 @@
+"""The commands of a report: a shell takes each as it stands, whatever is in the names."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from edgefuse.benchmarks.reproduce import commands
+
+REPORT = {
+    "settings": {"manifest": "my data/it's.jsonl", "accuracy_limit": 500, "split": "test"},
+    "quick": True,
+    "part_sets": {"fp32": {}, "trt": {}},
+    "memory": {"fp32": {}},
+    "example": {"image": "a b.png", "text": "-is it $1?"},
+}
+
+
+def test_every_figure_has_a_command_that_a_shell_takes_as_it_stands():
+    found = dict(commands(REPORT, Path("my bundle"), Path("out"), ["--against", "other report.json"]))
+
+    assert list(found) == [
+        "everything on this page",
+        "accuracy, fp32 parts",
+        "accuracy, trt parts",
+        "memory, fp32 parts",
+        "first answer",
+        "size on disk",
+    ]
+    everything = shlex.split(found["everything on this page"])
+    assert everything[:5] == ["edgefuse", "bench", "my bundle", "--out", "out"]
+    assert everything[5:] == ["--manifest", "my data/it's.jsonl", "--quick", "--against", "other report.json"]
+    assert shlex.split(found["accuracy, trt parts"])[-3:] == ["--limit", "500", "--json"]
+    assert "--text=-is it $1?" in shlex.split(found["first answer"])
