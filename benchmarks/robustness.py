@@ -9,21 +9,12 @@ Minutes on two quiet CPU cores, about: noise 10, missing 25, fgsm 25, flite 35, 
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from edgefuse.benchmarks.environment import describe_environment
+from edgefuse.benchmarks.experiments import Result, accuracies, conclude, edgefuse, trained_bundle
 from edgefuse.runtime.errors import EdgefuseError
-from edgefuse.runtime.files import write_atomic
-
-RESULTS = Path(__file__).parent / "results"
 
 DIGITS = ("av_digits", "data.manifest={data}/manifest.jsonl")
 NOISY = ("augment={noise: {rate: 0.4, severity: [2, 5]}, hiss: {rate: 0.2, severity: [1, 4]}}",)
@@ -41,15 +32,14 @@ VOICES = (  # what other synthesizers and microphones do to a voice
     "hiss: {rate: 0.6, severity: [1, 4]}, band_limit: {rate: 0.4, severity: [1, 4]}, "
     "clipping: {rate: 0.1, severity: [1, 2]}}",
 )
-Result = dict[str, Any]
 
 
 def noise(out: Path, recordings: Path) -> Result:
     """av_digits under pixel noise of 0.5: all sensors against the better one alone. Bar: -0.3 points."""
     manifest = _digits(out)
-    bundle = _bundle(out / "noisy", *_settings(out), *NOISY)
+    bundle = trained_bundle(out / "noisy", *_settings(out), *NOISY)
     options = ("--corruption", "noise", "--severity", "5")
-    found = _edgefuse("robust", str(bundle), str(manifest), *options)
+    found = edgefuse("robust", str(bundle), str(manifest), *options)
     margin = found["fused"]["noise"]["5"]
     return {"noise": found["matrix"]["noise"]["5"], "over_best_single": margin, "reached": margin["points"] >= -0.3}
 
@@ -57,9 +47,9 @@ def noise(out: Path, recordings: Path) -> Result:
 def missing(out: Path, recordings: Path) -> Result:
     """av_digits: one model for every subset of sensors against one trained for each alone. Bar: -1 point each."""
     manifest = _digits(out)
-    every = _accuracies(_bundle(out / "every", *_settings(out), *EVERY), manifest)
+    every = accuracies(trained_bundle(out / "every", *_settings(out), *EVERY), manifest)
     alone = {
-        subset: _accuracies(_bundle(out / f"alone_{subset}", *_settings(out), *changes), manifest)[subset]
+        subset: accuracies(trained_bundle(out / f"alone_{subset}", *_settings(out), *changes), manifest)[subset]
         for subset, changes in ALONE.items()
     }
     points = {subset: 100 * (every[subset] - accuracy) for subset, accuracy in alone.items()}
@@ -73,9 +63,9 @@ def fgsm(out: Path, recordings: Path) -> Result:
     further = (f"train.start={out / 'plain' / 'run'}", "train.epochs=8", "train.learning_rate=0.001")
     runs = {"plain": (), "adversarial": (f"adversarial.image={EPS}", *further)}
     for name, changes in runs.items():
-        _edgefuse("train", *_settings(out), *changes, "--out", str(out / name / "run"))
+        edgefuse("train", *_settings(out), *changes, "--out", str(out / name / "run"))
     found = {
-        name: _edgefuse("attack", str(out / name / "run"), str(manifest), "--eps", str(EPS))["by_subset"]
+        name: edgefuse("attack", str(out / name / "run"), str(manifest), "--eps", str(EPS))["by_subset"]
         for name in runs
     }
     verdicts = {}
@@ -92,10 +82,10 @@ def flite(out: Path, recordings: Path) -> Result:
     """easy_vqa asked by a synthesizer that training never heard, against the typed question. Bar: -3 points."""
     data = out / "data" / "easy_vqa"
     if not (data / "test_flite.jsonl").exists():
-        _edgefuse("data", "easy-vqa", "--out", str(data))
-    bundle = _bundle(out / "voices", "easy_vqa", f"data.manifest={data}/manifest.jsonl", *VOICES)
-    typed = _accuracies(bundle, data / "manifest.jsonl")
-    spoken = _accuracies(bundle, data / "test_flite.jsonl")["image+audio"]
+        edgefuse("data", "easy-vqa", "--out", str(data))
+    bundle = trained_bundle(out / "voices", "easy_vqa", f"data.manifest={data}/manifest.jsonl", *VOICES)
+    typed = accuracies(bundle, data / "manifest.jsonl")
+    spoken = accuracies(bundle, data / "test_flite.jsonl")["image+audio"]
     points = 100 * (spoken - typed["image+text"])
     same = {"typed": typed["image+text"], "espeak": typed["image+audio"], "flite": spoken}
     return {**same, "points": points, "reached": points >= -3}
@@ -103,11 +93,11 @@ def flite(out: Path, recordings: Path) -> Result:
 
 def speakers(out: Path, recordings: Path) -> Result:
     """Human spoken digits by sound alone, on a speaker who was left out, each in turn. Bar: 97 %."""
-    manifests = _edgefuse("data", "fsdd", "--from", str(recordings), "--out", str(out / "data" / "fsdd"))["manifests"]
+    manifests = edgefuse("data", "fsdd", "--from", str(recordings), "--out", str(out / "data" / "fsdd"))["manifests"]
     found = {}
     for manifest in map(Path, manifests):
-        bundle = _bundle(out / manifest.stem, "fsdd", f"data.manifest={manifest}")
-        found[manifest.stem] = _accuracies(bundle, manifest)["audio"]
+        bundle = trained_bundle(out / manifest.stem, "fsdd", f"data.manifest={manifest}")
+        found[manifest.stem] = accuracies(bundle, manifest)["audio"]
     mean = sum(found.values()) / len(found)
     return {"accuracy": mean, "by_speaker": found, "reached": mean >= 0.97}
 
@@ -121,36 +111,12 @@ def _digits(out: Path) -> Path:
     """The manifest of av_digits, made where it is not there."""
     manifest = out / "data" / "av_digits" / "manifest.jsonl"
     if not manifest.exists():
-        _edgefuse("data", "av-digits", "--out", str(manifest.parent))
+        edgefuse("data", "av-digits", "--out", str(manifest.parent))
     return manifest
 
 
 def _settings(out: Path) -> list[str]:
     return [part.format(data=out / "data" / "av_digits") for part in DIGITS]
-
-
-def _bundle(folder: Path, recipe: str, *changes: str) -> Path:
-    """A bundle of the recipe, trained and exported where it is not there."""
-    _edgefuse("train", recipe, *changes, "--out", str(folder / "run"))
-    if not (folder / "bundle" / "bundle.json").exists():
-        _edgefuse("export", str(folder / "run"), "--out", str(folder / "bundle"))
-    return folder / "bundle"
-
-
-def _accuracies(bundle: Path, manifest: Path) -> dict[str, float]:
-    found = _edgefuse("eval", str(bundle), str(manifest), "--part-dir", "fp32")["by_subset"]
-    return {subset: score["accuracy"] for subset, score in found.items()}
-
-
-def _edgefuse(*arguments: str) -> Result:
-    """Run a verb, and return what it prints as JSON."""
-    Console(stderr=True, highlight=False).print(f"$ edgefuse {shlex.join(arguments)}", soft_wrap=True)
-    command = [sys.executable, "-m", "edgefuse.runtime.cli", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise EdgefuseError(f"`edgefuse {shlex.join(arguments)}` failed with exit code {done.returncode}; see above")
-    result: Result = json.loads(done.stdout.splitlines()[-1])
-    return result
 
 
 def main() -> None:
@@ -164,10 +130,7 @@ def main() -> None:
         result = EXPERIMENTS[given.experiment](given.out, given.recordings)
     except EdgefuseError as error:
         sys.exit(str(error))
-    document = json.dumps({**result, "environment": describe_environment()}, indent=2)
-    write_atomic(RESULTS / f"robustness_{given.experiment}.json", document.encode())
-    print(json.dumps(result))
-    sys.exit(not result["reached"])
+    conclude(f"robustness_{given.experiment}", result)
 
 
 if __name__ == "__main__":

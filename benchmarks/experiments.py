@@ -1,0 +1,61 @@
+"""An experiment from nothing: verbs in processes of their own, what is finished is kept, and its result as JSON."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from edgefuse.benchmarks.environment import describe_environment
+from edgefuse.runtime.errors import EdgefuseError
+from edgefuse.runtime.files import write_atomic
+
+RESULTS = Path(__file__).parent / "results"
+Result = dict[str, Any]
+
+
+def edgefuse(*arguments: str) -> Result:
+    """Run a verb, and return what it prints as JSON.
+
+    Raises:
+        EdgefuseError: it failed; it has said why.
+    """
+    Console(stderr=True, highlight=False).print(f"$ edgefuse {shlex.join(arguments)}", soft_wrap=True)
+    command = [sys.executable, "-m", "edgefuse.runtime.cli", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise EdgefuseError(f"`edgefuse {shlex.join(arguments)}` failed with exit code {done.returncode}; see above")
+    result: Result = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def made_bundle(run: Path, bundle: Path) -> Path:
+    """The bundle of a finished run, exported where it is not there."""
+    if not (bundle / "bundle.json").exists():
+        edgefuse("export", str(run), "--out", str(bundle))
+    return bundle
+
+
+def trained_bundle(folder: Path, recipe: str, *changes: str) -> Path:
+    """A bundle of the recipe, trained and exported where it is not there."""
+    edgefuse("train", recipe, *changes, "--out", str(folder / "run"))
+    return made_bundle(folder / "run", folder / "bundle")
+
+
+def accuracies(bundle: Path, manifest: Path) -> dict[str, float]:
+    """Accuracy of the fp32 parts on the test lines, by the sensors that are shown."""
+    found = edgefuse("eval", str(bundle), str(manifest), "--part-dir", "fp32")["by_subset"]
+    return {subset: score["accuracy"] for subset, score in found.items()}
+
+
+def conclude(name: str, result: Result) -> None:
+    """Keep `result` as results/<name>.json, print it, and exit with 1 where its bar is missed."""
+    document = json.dumps({**result, "environment": describe_environment()}, indent=2)
+    write_atomic(RESULTS / f"{name}.json", document.encode())
+    print(json.dumps(result))
+    sys.exit(not result["reached"])
