@@ -1,4 +1,4 @@
-"""Measures a bundle on this machine's CPU, batch 1, and writes report.json and index.html.
+"""Measures a bundle on this machine's CPU, batch 1, and writes report.json, report.md and index.html.
 
 edgefuse bench runs/demo/bundle --out runs/demo/report [--quick] [--manifest data.jsonl]
 """
@@ -32,6 +32,7 @@ from edgefuse.benchmarks.latency import (
     time_interleaved,
 )
 from edgefuse.benchmarks.report import JUDGE, render
+from edgefuse.benchmarks.report_markdown import render_markdown
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, PART_SETS, Bundle
 from edgefuse.runtime.errors import ManifestError
@@ -67,7 +68,7 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
 
     Args:
         bundle_folder: the bundle.
-        out: folder for report.json and index.html, made if need be.
+        out: folder for report.json, report.md and index.html, made if need be.
         manifest: labelled data with lines of split "test"; None takes that of the training, as the lineage says.
         quick: measure less.
 
@@ -96,6 +97,7 @@ def bench(bundle_folder: Path, out: Path, *, manifest: Path | None = None, quick
         }
     report["commands"] = _commands(report, bundle.folder, out)
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomic(out / "report.md", render_markdown(report).encode())
     write_atomic(out / "index.html", render(report).encode())
     printed = {key: value for key, value in report.items() if key not in _ONLY_DRAWN}
     return {**printed, "page": str(out / "index.html")}
