@@ -37,12 +37,10 @@ def train(job: Job) -> None:
 def open_peer(option: str, job: Job) -> Opened:
     """What `train` left; its scores are probabilities in the order of the bundle's labels."""
     import pandas
-    import torch
     from autogluon.multimodal import MultiModalPredictor
 
     from edgefuse.runtime.bundle import Bundle
 
-    torch.set_num_threads(job.threads)
     predictor = MultiModalPredictor.load(str(job.file(FOLDER)))
     labels = list(Bundle.open(job.bundle).info.labels)
 

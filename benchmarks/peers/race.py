@@ -46,9 +46,13 @@ class Process(AbstractContextManager["Process"]):
         module = ["-m", "edgefuse.benchmarks.peers.worker", start.module, start.option, json.dumps(asdict(job))]
         threads = {"OMP_NUM_THREADS": str(job.threads)}
         with start.log.open("wb") as log:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log}
             self._child = subprocess.Popen(
-                [str(start.python), *module], **pipes, text=True, env={**os.environ, **threads}
+                [str(start.python), *module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, **threads},
             )
 
     def ask(self, queries: Sequence[Query]) -> dict[str, Any]:
