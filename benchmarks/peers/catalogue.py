@@ -16,7 +16,7 @@ ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "torch": ("", ("torch", "torchvision", "torchaudio==2.11.*", "transformers>=5,<6", "safetensors", "pyyaml")),
     "openvino": ("", ("openvino",)),
     "nncf": ("", ("openvino", "nncf", "onnx")),
-    "optimum": ("", ("optimum-onnx[onnxruntime]", "datasets")),
+    "optimum": ("", ("optimum-onnx[onnxruntime]",)),
     "modelopt": ("", ("nvidia-modelopt[onnx]==0.47.*",)),
     "autogluon": ("", ("autogluon.multimodal",)),
 }

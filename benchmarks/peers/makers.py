@@ -42,24 +42,37 @@ def optimum_dynamic(job: Job, samples: Samples) -> None:
 
 def optimum_static(job: Job, samples: Samples) -> None:
     """The same with ranges of activations measured on the samples (min-max, its default)."""
-    from datasets import Dataset
-    from optimum.onnxruntime.configuration import AutoCalibrationConfig, AutoQuantizationConfig
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
-    rows = Dataset.from_dict({name: list(array) for name, array in samples.items()}).with_format("numpy")
     config = AutoQuantizationConfig.avx512_vnni(is_static=True, per_channel=True)
-    _optimum(job, config, "optimum_static.onnx", rows, AutoCalibrationConfig.minmax(rows))
+    rows = [{name: array[row] for name, array in samples.items()} for row in range(len(samples["presence"]))]
+    _optimum(job, config, "optimum_static.onnx", rows)
 
 
-def _optimum(job: Job, config: Any, name: str, rows: Any = None, calibration: Any = None) -> None:
+def _optimum(job: Job, config: Any, name: str, rows: Any = None) -> None:
+    from onnxruntime.quantization import CalibrationMethod
     from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import CalibrationConfig
 
     with tempfile.TemporaryDirectory(dir=job.made) as folder:
         (Path(folder) / WHOLE).write_bytes(job.file(WHOLE).read_bytes())
         quantizer = ORTQuantizer.from_pretrained(folder, file_name=WHOLE)
         ranges = None
         if rows is not None:
-            operators = list(config.operators_to_quantize)
-            ranges = quantizer.fit(dataset=rows, calibration_config=calibration, operators_to_quantize=operators)
+            ranges = quantizer.fit(
+                dataset=rows,  # it only iterates over a dataset; the names in the settings are for its model card
+                calibration_config=CalibrationConfig(
+                    dataset_name=SAMPLES,
+                    dataset_config_name="",
+                    dataset_split="train",
+                    dataset_num_samples=len(rows),
+                    method=CalibrationMethod.MinMax,
+                    moving_average=False,
+                    averaging_constant=0.01,
+                ),
+                onnx_augmented_model_name=Path(folder) / "augmented.onnx",  # else it lands where we were started
+                operators_to_quantize=list(config.operators_to_quantize),
+            )
         made = quantizer.quantize(save_dir=folder, quantization_config=config, calibration_tensors_range=ranges)
         (Path(made) / f"{Path(WHOLE).stem}_quantized.onnx").replace(job.file(name))
 

@@ -83,7 +83,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         EdgefuseError: an option, the bundle or the manifest cannot be used, or edgefuse itself cannot be installed.
     """
-    for option in ("threads", "queries", "batch", "batches", "starts", "calibration"):
+    for option in ("threads", "queries", "warmup", "batch", "batches", "starts", "calibration"):
         if getattr(given, option) < 1:
             raise OptionError(f"--{option}: found {getattr(given, option)}, it must be 1 or more")
     peers, fallen = chosen(given.only)
@@ -108,15 +108,16 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     for peer in PEERS:
         if peer.name in fallen:
             rows[peer.name] = {"not_measured": fallen[peer.name]}
-        else:
-            rows[peer.name] = {
-                **_speed(peer.name, single, together, given.batch),
-                "cold_start": {key: cold[peer.name][key] for key in ("median_s", "runs_s")},
-                **{key: cold[peer.name][key] for key in ("pss_bytes", "torch", "answers_without")},
-                "disk": disks[peer.environment],
-                "accuracy": score(_right(single[peer.name], judged, bundle)),
-                "takes": [sensor for sensor in peer.takes if sensor in bundle.info.modalities],
-            }
+            continue
+        first = cold[peer.name]
+        rows[peer.name] = {
+            **_speed(peer.name, single, together, given.batch),
+            "cold_start": {key: first.pop(key) for key in ("median_s", "runs_s")},
+            **first,
+            "disk": disks[peer.environment],
+            "accuracy": score(_right(single[peer.name], judged, bundle)),
+            "takes": [sensor for sensor in peer.takes if sensor in bundle.info.modalities],
+        }
     settings = {key: value for key, value in vars(given).items() if isinstance(value, int)}
     return {"environment": machine, "bundle": bundle.info.name, "settings": settings, "rows": rows, "bars": bars(rows)}
 
