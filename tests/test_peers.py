@@ -189,6 +189,7 @@ def row(*, torch=False, ratio=0.2, cold=1.0, size=100):
         "model_ms": 3.0,
         "ours_over_theirs": {"median": ratio, "interval": [ratio - 0.01, ratio + 0.01]},
         "rows_per_s": 300.0,
+        "no_rows_per_s": None,
         "cold_start": {"median_s": cold},
         "pss_bytes": 5e7,
         "torch": torch,
@@ -203,7 +204,7 @@ def test_a_bar_is_reached_missed_or_not_measured():
     rows = {
         OURS: {**row(cold=0.3, size=100), "ours_over_theirs": None},
         EAGER: row(torch=True, ratio=0.2, cold=3.0, size=900),
-        OPENVINO_INT8: row(ratio=1.1),
+        OPENVINO_INT8: {**row(ratio=1.1), "rows_per_s": None, "no_rows_per_s": "one at a time only"},
         HUGGING_FACE: {"not_measured": "no wheel | here"},
     }
 
@@ -219,6 +220,7 @@ def test_a_bar_is_reached_missed_or_not_measured():
     table = peers_table(rows)
     assert "not measured: no wheel \\| here" in table
     assert "| 0.20 (0.19-0.21) |" in table
+    assert "| not measured: one at a time only |" in table
 
 
 def test_the_whole_race_leaves_a_row_for_every_peer(tiny, tmp_path, monkeypatch):

@@ -68,7 +68,8 @@ def environment(folder: Path, wheel: Path, extras: str, packages: Sequence[str])
     if found and {**found, "wheel": asked["wheel"]} == asked:  # only our source has changed
         _pip("--python", str(python), "install", "--no-deps", "--force-reinstall", str(wheel))
     else:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         _run(sys.executable, "-m", "venv", "--without-pip", str(folder))
         _pip("--python", str(python), "install", ours, *packages)
     write_atomic(stamp, json.dumps(asked).encode())

@@ -26,7 +26,6 @@ def nncf(job: Job, samples: Samples) -> None:
     import openvino
 
     model = openvino.Core().read_model(job.file(WHOLE))
-    model.reshape({name: [1, *array.shape[1:]] for name, array in samples.items()})
     count = len(samples["presence"])
     rows = [{name: array[row : row + 1] for name, array in samples.items()} for row in range(count)]
     made = nncf.quantize(model, nncf.Dataset(rows), subset_size=count, model_type=nncf.ModelType.TRANSFORMER)

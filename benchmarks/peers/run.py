@@ -102,7 +102,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     single = _kept(race(_left(starts, fallen), job, [[query] for query in queries], given.warmup), fallen)
     many = replace(job, batch=given.batch)
     calls = _calls(queries, given.batch, given.batches)
-    together = _kept(race(_left(starts, fallen), many, calls, warmup=2), {})
+    alone_only: dict[str, str] = {}
+    together = _kept(race(_left(starts, fallen), many, calls, warmup=2), alone_only)
     judged = spread(lines, given.warmup + given.queries)[given.warmup :]
     rows: dict[str, Any] = {}
     for peer in PEERS:
@@ -112,6 +113,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         first = cold[peer.name]
         rows[peer.name] = {
             **_speed(peer.name, single, together, given.batch),
+            "no_rows_per_s": alone_only.get(peer.name),
             "cold_start": {key: first.pop(key) for key in ("median_s", "runs_s")},
             **first,
             "disk": disks[peer.environment],
