@@ -1,4 +1,4 @@
-"""Measures a bundle on this machine's CPU, batch 1, and writes report.json and index.html.
+"""Measures a bundle on this machine's CPU, batch 1, and writes report.json, report.md and index.html.
 
 edgefuse bench runs/demo/bundle --out runs/demo/report [--quick] [--manifest data.jsonl]
     [--against other/report.json] [--history runs/history.jsonl] [--fail-on "cpu.p50_ms>20"]
@@ -31,6 +31,7 @@ from edgefuse.benchmarks.latency import Timings, pools_by_sensors, speed, spread
 from edgefuse.benchmarks.meters import open_meters
 from edgefuse.benchmarks.named_latencies import name_latencies
 from edgefuse.benchmarks.report import JUDGE, render
+from edgefuse.benchmarks.report_markdown import render_markdown
 from edgefuse.benchmarks.reproduce import commands
 from edgefuse.benchmarks.thresholds import broken, parse
 from edgefuse.runtime.backend_onnx import OnnxBackend
@@ -62,7 +63,7 @@ def bench(
 
     Args:
         bundle_folder: the bundle.
-        out: folder for report.json and index.html, made if need be.
+        out: folder for report.json, report.md and index.html, made if need be.
         manifest: labelled data with lines of split "test"; None takes that of the training, as the lineage says.
         quick: measure less.
         against: report.json of another bundle, which then answers the same queries beside this one.
@@ -103,6 +104,7 @@ def bench(
     report["broken"] = broken(thresholds, figures(report))
     report["verdict"] = "failed" if report["broken"] else "ok"
     write_atomic(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_atomic(out / "report.md", render_markdown(report).encode())
     write_atomic(out / "index.html", render(report).encode())
     if history is not None:
         append(history, line_of(report))

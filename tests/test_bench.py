@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -105,7 +107,46 @@ def test_the_report_has_the_keys_that_others_rely_on(measured):
     assert result["page"] == str(folder / "index.html")
     printed = {key: value for key, value in result.items() if key != "page"}
     assert json.loads(json.dumps(printed)) == {key: value for key, value in report.items() if key in printed}
-    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "report.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["index.html", "report.json", "report.md"]
+
+
+@pytest.fixture(scope="module")
+def validator():
+    document = json.loads(Path(bench_module.__file__).with_name("report.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(document)
+    return jsonschema.Draft202012Validator(document)
+
+
+def test_the_report_is_what_its_published_schema_says(measured, validator):
+    report = json.loads((measured[1] / "report.json").read_text())
+
+    validator.validate(report)
+    validator.validate({**report, "added_later": 1})
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["schema"], 2),
+        (["accuracy", "fp32", "accuracy"], 1.5),
+        (["accuracy", "cpu", "by_subset", "image", "interval"], [0.1]),
+        (["stages", "cpu", "total", "n"], 0),
+        (["scenarios", "image", "cpu", "speedup", "median"], "fast"),
+        (["cold_start", "runs_s"], []),
+        (["environment", "versions"], None),
+    ],
+)
+def test_a_report_of_another_form_does_not_fit_the_schema(measured, validator, path, value):
+    report = json.loads((measured[1] / "report.json").read_text())
+    inner = report
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+
+    with pytest.raises(jsonschema.ValidationError) as refused:
+        validator.validate(report)
+
+    assert list(refused.value.absolute_path) == path
 
 
 def test_every_stage_of_every_part_set_has_its_percentiles_and_the_means_add_up(measured):

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 
 from edgefuse.benchmarks.peers.cpu_engines import ENCODERS, ENGINES, RUNS, WORK
+from edgefuse.benchmarks.peers.whole_model import calibration_tensors, one_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "peers" / "openvino"
@@ -54,21 +55,15 @@ def _prepare(folder: Path, manifest: str | None) -> dict[str, Path]:
 
     from edgefuse.runtime.bundle import Bundle
     from edgefuse.runtime.manifest import read_manifest
-    from edgefuse.runtime.preprocess import Preprocessor
-    from edgefuse.runtime.samples import Samples
 
     bundle = Bundle.open(folder)
     if bundle.info.modalities != ENCODERS:
         sys.exit(f"{folder} takes {', '.join(bundle.info.modalities)}; the race is between models of all three sensors")
     examples = read_manifest(manifest or bundle.info.lineage["manifest"], split="train", limit=CALIBRATION)
-    batches = [next(Samples(Preprocessor(bundle), [e], m).batches(1)) for e in examples for m in ENCODERS]
-    lines = [{**image, **audio, **text} for image, audio, text in zip(*(batches[i::3] for i in range(3)), strict=True)]
-    for line in lines:
-        line["presence"] = np.ones((1, len(ENCODERS)), np.float32)
+    stacked = calibration_tensors(bundle, examples)
     WORK.mkdir(parents=True, exist_ok=True)
-    stacked: dict[str, Any] = {name: np.concatenate([line[name] for line in lines]) for name in lines[0]}
     np.savez(WORK / "calibration.npz", **stacked)
-    onnx.save(_one_graph(bundle), WORK / "fp32.onnx")
+    onnx.save(one_graph(bundle), WORK / "fp32.onnx")
     quantize_dynamic(
         WORK / "fp32.onnx",
         WORK / "dynamic.onnx",
@@ -77,7 +72,7 @@ def _prepare(folder: Path, manifest: str | None) -> dict[str, Path]:
         weight_type=QuantType.QInt8,
     )
     subprocess.run([_python("OpenVINO"), "-c", _NNCF, str(WORK)], check=True, stdout=subprocess.DEVNULL)
-    return _inputs(lines[0])
+    return _inputs({name: rows[:1] for name, rows in stacked.items()})
 
 
 def _inputs(line: dict[str, Any]) -> dict[str, Path]:
@@ -89,20 +84,6 @@ def _inputs(line: dict[str, Any]) -> dict[str, Path]:
         paths[f"{count} of {length} words"] = WORK / f"{count}_words.npz"
         np.savez(WORK / f"{count}_words.npz", **tensors)
     return paths
-
-
-def _one_graph(bundle: Any) -> onnx.ModelProto:
-    """All fp32 parts as one model: sensors and presence to logits."""
-    parts = {part: onnx.load_model_from_string(bundle.part("fp32", part)) for part in (*ENCODERS, "head")}
-    whole = onnx.GraphProto(name="whole")
-    for part, model in parts.items():
-        part_graph = onnx.compose.add_prefix_graph(model.graph, f"{part}.", rename_inputs=False, rename_outputs=False)
-        whole.node.extend(part_graph.node)
-        whole.initializer.extend(part_graph.initializer)
-        whole.input.extend(value for value in part_graph.input if not value.name.endswith("_tokens"))
-    whole.output.extend(value for value in parts["head"].graph.output if value.name == "logits")
-    head = parts["head"]
-    return onnx.helper.make_model(whole, opset_imports=head.opset_import, ir_version=head.ir_version)
 
 
 _NNCF = """

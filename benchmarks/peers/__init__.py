@@ -1,0 +1,1 @@
+"""Against others, each in an environment of its own."""
