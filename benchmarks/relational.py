@@ -19,16 +19,11 @@ BARS = {"plain": 0.98, "relational": 0.94}
 # What was said: each of 36 sentences and its sound find each other, so that no two of them are alike any more.
 SENTENCES = (
     *("image=null", "data.group_by=null", "data.subsets={}", "data.groups_per_step=64", "data.sounds_per_step=32"),
-    *("data.limit=19200", "train.epochs=2", "train.learning_rate=0.001", "train.warmup=0.1"),
-    *("text.rate=0.5", "audio.rate=0.7"),
+    *("data.limit=19200", "train.epochs=2", "train.warmup=0.1"),
 )
-# What each object is: the question, typed, scales what the cells of the picture show.
-OBJECTS = (
-    *("audio=null", "data.subsets={image+text: 1}", "data.sounds_per_step=0", "train.alignment=0"),
-    *("image.slots=0", "image.layers=0", "text.freeze=true", "train.epochs=8", "train.learning_rate=0.001"),
-)
-# How they stand to each other: slots, layers, and the question also spoken.
-RELATIONS = ("text.freeze=true", "audio.freeze=true", "train.alignment=0")
+# What each object is: the sentence scales what the cells of the picture show.
+OBJECTS = ("image.slots=0", "image.layers=0", "train.epochs=8", "train.learning_rate=0.001")
+KNOWN = ("text.freeze=true", "audio.freeze=true")  # from the second lesson on
 
 
 def relational(out: Path) -> Result:
@@ -36,13 +31,12 @@ def relational(out: Path) -> Result:
     manifest = out / "data" / "manifest.jsonl"
     if not manifest.exists():
         edgefuse("data", "relational-vqa", "--out", str(manifest.parent))
-    data, lessons = f"data.manifest={manifest}", {name: out / name for name in ("sentences", "objects", "relations")}
-    edgefuse("pretrain", RECIPE, data, *SENTENCES, "--out", str(lessons["sentences"]))
-    heard = (f"text.weights={lessons['sentences']}", f"audio.weights={lessons['sentences']}")
-    edgefuse("train", RECIPE, data, *OBJECTS, heard[0], "--out", str(lessons["objects"]))
-    start = f"train.start={lessons['objects']}"
-    edgefuse("train", RECIPE, data, *RELATIONS, *heard, start, "--out", str(lessons["relations"]))
-    bundle = made_bundle(lessons["relations"], out / "bundle")
+    data = f"data.manifest={manifest}"
+    sentences, objects, relations = (out / lesson for lesson in ("sentences", "objects", "relations"))
+    edgefuse("pretrain", RECIPE, data, *SENTENCES, "--out", str(sentences))
+    edgefuse("train", RECIPE, data, *OBJECTS, *KNOWN, f"train.start={sentences}", "--out", str(objects))
+    edgefuse("train", RECIPE, data, *KNOWN, f"train.start={objects}", "--out", str(relations))
+    bundle = made_bundle(relations, out / "bundle")
     found = {}
     for name, dropped in {"typed": "audio", "spoken": "text"}.items():
         options = ("--part-dir", "fp32", "--drop", dropped)

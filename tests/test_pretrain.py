@@ -18,7 +18,7 @@ from edgefuse.train.fit import optimise
 from edgefuse.train.losses import contrastive_loss
 from edgefuse.train.optimizers import new_optimizer
 from edgefuse.train.pretrain import Aligner, _pairs, aligned_loss, pretrain
-from edgefuse.train.pretrained import MODEL_FILE
+from edgefuse.train.pretrained import MODEL_FILE, start_from
 from edgefuse.train.runs import Run
 from tests.train_fixtures import COLOURS, corpus, loader_of, tiny_recipe, tiny_tokenizer, write_manifest, write_recipe
 
@@ -72,7 +72,7 @@ def test_the_loss_is_the_mean_over_pairs_of_modalities_and_every_encoder_learns(
     assert float(loss.detach()) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
     assert set(terms) == {"contrast", "found"}
     loss.backward()
-    for module in (*model.encoders.values(), *model.project.values()):
+    for module in (*model.encoders.values(), *model.head["project"].values()):
         assert any(p.grad is not None and p.grad.abs().amax() > 0 for p in module.parameters())
     assert model.log_scale.grad is not None
 
@@ -126,6 +126,10 @@ def test_a_killed_pretraining_ends_alike_and_a_training_starts_from_its_encoders
     trained = {n: t for n, t in load_file(whole).items() if n.startswith("encoders.")}
     assert len(trained) > 100
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in trained.items())
+    start_from(model, str(run.folder), run.tokenizer)
+    met = {n: t for n, t in load_file(whole).items() if n.startswith("head.project.")}
+    assert len(met) == 2 * 4  # a norm and a linear layer for each modality
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in met.items())
 
 
 def test_partners_are_learned() -> None:

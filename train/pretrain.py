@@ -2,7 +2,8 @@
 
 What one line of the manifest shows, sounds and says belongs together: each encoder learns to tell the partner of its
 sensor among all distinct ones of the step (InfoNCE, van den Oord 2018, both ways and with a learned temperature as in
-CLIP, Radford 2021). A training starts from the run with `image.weights=runs/p`, and likewise for the others.
+CLIP, Radford 2021). A training starts from all of the run with `train.start=runs/p`, or from the encoder of one
+modality with `image.weights=runs/p`.
 """
 
 from __future__ import annotations
@@ -45,13 +46,15 @@ class Aligner(nn.Module):
         self.encoders = new_encoders(recipe, vocabulary)
         encoders: dict[str, Any] = dict(self.encoders.items())
         dims, shared = {m: encoder.dim for m, encoder in encoders.items()}, recipe.fusion.dim
-        self.project = nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(d), nn.Linear(d, shared)) for m, d in dims.items()})
+        project = nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(d), nn.Linear(d, shared)) for m, d in dims.items()})
+        self.head = nn.ModuleDict({"project": project})  # named as in FusedModel, which starts from it
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """The embeddings [U, D] of a batch's distinct sensors; of several processes each encodes its share."""
         tokens = {m: self.encoders[m](*(batch.inputs[name] for name in SENSOR_TENSORS[m])) for m in batch.index}
-        return {m: gathered(self.project[m](x.mean(dim=1)), batch.distinct(m)) for m, x in tokens.items()}
+        project: Any = self.head["project"]
+        return {m: gathered(project[m](x.mean(dim=1)), batch.distinct(m)) for m, x in tokens.items()}
 
     @property
     def scale(self) -> Tensor:
