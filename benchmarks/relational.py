@@ -22,7 +22,7 @@ SENTENCES = (
     *("data.limit=19200", "train.epochs=2", "train.warmup=0.1"),
 )
 # What each object is: the sentence scales what the cells of the picture show.
-OBJECTS = ("image.slots=0", "image.layers=0", "train.epochs=8", "train.learning_rate=0.001")
+OBJECTS = ("image.slots=0", "image.layers=0", "train.epochs=5", "train.learning_rate=0.001")
 KNOWN = ("text.freeze=true", "audio.freeze=true")  # from the second lesson on
 
 

@@ -24,6 +24,7 @@ from edgefuse.train.encoders import (
     TextEncoder,
 )
 from edgefuse.train.frontends import HOP, SAMPLE_RATE, WINDOW
+from edgefuse.train.image_nets import CellLayers
 from edgefuse.train.recipe import AudioSettings, ImageSettings, TextSettings
 from tests.train_fixtures import tiny_tokenizer
 
@@ -56,7 +57,17 @@ def test_pictures_become_one_token_or_one_per_cell(name: str, tokens: str) -> No
         found = encoder(pictures())
     row = IMAGE_ENCODERS[name]
     assert encoder.count == (1 if tokens == "pooled" else 64 * 96 // row.stride**2)
-    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, row.dim)
+    dim = row.dim if tokens == "pooled" else CellLayers.DIM
+    assert found.shape == (2, encoder.count, encoder.dim) == (2, encoder.count, dim)
+
+
+def test_a_cell_knows_where_it_is() -> None:
+    encoder = ImageEncoder(ImageSettings(encoder="conv4", height=96, width=96, tokens="all")).eval()
+    with torch.no_grad():
+        cells = encoder(torch.zeros(1, 96, 96, 3, dtype=torch.uint8))[0].reshape(6, 6, -1)
+    inner = cells[2:5, 2:5].flatten(0, 1)  # no convolution sees the border from there
+    apart = torch.cdist(inner, inner) + torch.eye(9)
+    assert apart.min() > 0.1
 
 
 def test_the_pooled_picture_is_the_mean_of_its_cells_as_torchvisions_classifier_sees_it() -> None:

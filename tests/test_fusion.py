@@ -104,7 +104,8 @@ def test_film_is_the_largest_of_the_cells_scaled_by_what_is_said() -> None:
     assert COUNTS == (4, 1, 2)  # the second says, the others show
     with torch.no_grad():
         told = [layer(token).numpy() for layer, token in zip(fusion.tell, tokens, strict=True)]
-        scaled = np.maximum(np.concatenate([told[0], told[2]], axis=1) * (1 + told[1]), 0)  # [B, 6, D]
+        said = (told[1] - told[1].mean(axis=2, keepdims=True)) / np.sqrt(told[1].var(axis=2, keepdims=True) + 1e-5)
+        scaled = np.maximum(np.concatenate([told[0], told[2]], axis=1) * (1 + fusion.REACH * said), 0)  # [B, 6, D]
         found = scaled @ fusion.find.weight.numpy().T + fusion.find.bias.numpy()
         np.testing.assert_allclose(fusion(tokens, torch.ones(3, M))[0], found.max(axis=1), atol=1e-4, rtol=1e-4)
 
@@ -113,7 +114,8 @@ def test_film_of_single_tokens_is_that_of_what_they_say_themselves() -> None:
     fusion, tokens = fusion_of("film"), [torch.randn(2, 1, DIM) for _ in range(M)]
     assert isinstance(fusion, Film)
     told = torch.stack([layer(token[:, 0]) for layer, token in zip(fusion.tell, tokens, strict=True)])  # [M, B, D]
-    expected = fusion.find(F.relu(told * (1 + told.sum(dim=0)))).amax(dim=0)
+    said = F.layer_norm(told.sum(dim=0), (DIM,))
+    expected = fusion.find(F.relu(told * (1 + fusion.REACH * said))).amax(dim=0)
     torch.testing.assert_close(fusion(tokens, torch.ones(2, M))[0], expected, atol=1e-5, rtol=1e-4)
 
 

@@ -59,10 +59,10 @@ class ImageEncoder(nn.Module):
             if isinstance(module, SqueezeExcitation):
                 module.avgpool = SpatialMean()
         rows, columns = math.ceil(settings.height / row.stride), math.ceil(settings.width / row.stride)
-        met = settings.layers or settings.slots
-        self.layers = CellLayers(row.dim, rows, columns, settings.layers, settings.slots) if met else None
-        self.dim = CellLayers.DIM if met else row.dim
         self.pooled = settings.tokens == "pooled"
+        placed = not self.pooled or settings.layers or settings.slots  # the mean of all cells is nowhere
+        self.layers = CellLayers(row.dim, rows, columns, settings.layers, settings.slots) if placed else None
+        self.dim = CellLayers.DIM if placed else row.dim
         self.cells = rows * columns
         self.count = 1 if self.pooled else settings.slots or self.cells
         if settings.weights and settings.weights != "imagenet":
@@ -71,11 +71,9 @@ class ImageEncoder(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Tokens of a batch of pictures."""
         planes = self._planes(self.frontend(image))  # [B, C, h, w]
-        if self.layers is None and self.pooled:
+        if self.layers is None:
             return planes.mean(dim=(2, 3))[:, None]  # [B, 1, D]
-        cells = planes.flatten(2).transpose(1, 2)  # [B, h * w, C]
-        if self.layers is not None:
-            cells = self.layers(cells)  # [B, h * w or slots, D]
+        cells = self.layers(planes.flatten(2).transpose(1, 2))  # [B, h * w or slots, D]
         return cells.mean(dim=1, keepdim=True) if self.pooled else cells
 
     def _planes(self, pixels: Tensor) -> Tensor:

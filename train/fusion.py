@@ -72,6 +72,8 @@ class Film(nn.Module):
     norm shares of what is said, and of the largest of what is shown.
     """
 
+    REACH = 6.0  # deviation of the gains: where all sentences scale alike, it takes epochs until one asks for one object
+
     def __init__(self, modalities: int, dim: int) -> None:
         super().__init__()
         self.tell = nn.ModuleList(nn.Linear(dim, dim) for _ in range(modalities))
@@ -82,7 +84,7 @@ class Film(nn.Module):
         told = [tell(token) for tell, token in zip(self.tell, tokens, strict=True)]  # M x [B, N_m, D]
         said = [x for x in told if x.shape[1] == 1]
         shown = [x for x in told if x.shape[1] > 1] or said
-        gain = 1 + torch.stack(said).sum(dim=0) if said else 1.0  # [B, 1, D]
+        gain = 1 + self.REACH * _standardised(torch.stack(said).sum(dim=0)) if said else 1.0  # [B, 1, D]
         fused = torch.stack([self.find(F.relu(x * gain)).amax(dim=1) for x in shown]).amax(dim=0)  # [B, D]
         return fused, _norm_shares([x.abs().amax(dim=1) for x in told], presence)
 
@@ -176,6 +178,11 @@ FUSIONS = {
     "attention": Attention,
     "bottleneck": Bottleneck,
 }
+
+
+def _standardised(tokens: Tensor) -> Tensor:
+    """Each token [..., D] with a mean of 0 and a deviation of 1 over its channels."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
 
 
 def _means(tokens: list[Tensor]) -> Tensor:

@@ -56,7 +56,7 @@ IMAGE_ENCODERS = {
 
 
 class CellLayers(nn.Module):
-    """Cells [B, N, C] to tokens [B, N or slots, DIM] that know of each other, by transformer layers.
+    """Cells [B, N, C] to tokens [B, N or slots, DIM] that know where they are, and of each other by transformer layers.
 
     How objects stand to each other is worked out here, once per picture, and not per question in the head. With slots,
     as many learned queries read the cells first (Set Transformer, Lee 2019) and stand in for them: a handful of objects
