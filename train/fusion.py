@@ -72,7 +72,7 @@ class Film(nn.Module):
     norm shares of what is said, and of the largest of what is shown.
     """
 
-    REACH = 6.0  # deviation of the gains: where all sentences scale alike, it takes epochs until one asks for one object
+    REACH = 6.0  # their deviation: where all sentences scale alike, it takes epochs until one asks for one object
 
     def __init__(self, modalities: int, dim: int) -> None:
         super().__init__()
