@@ -17,8 +17,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/edgefuse demo
 
+# A file's tests share what they train, so a file stays in one process.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # mypy finds a package by its folder, so it is shown the four folders under the name that they are installed as.
 lint: $(STAMP)

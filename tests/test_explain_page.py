@@ -15,8 +15,8 @@ import pytest
 from edgefuse.runtime.bundle import AudioSpec, BundleInfo, ImageSpec, PartInfo, TextSpec, TokenSpec
 from edgefuse.runtime.explain_page import COLUMNS, MOST, TEMPLATE, page
 from edgefuse.runtime.explanation import FLAT, METHOD, Explanation, Word, probability, signed, strength
+from tests.chromium import CONTRAST, DESK, PHONE, SCHEMES, show
 from tests.test_report import HOSTILE, Page
-from tests.test_web_page import CONTRAST, DESK, PHONE, SCHEMES, browser, show  # noqa: F401
 
 INFO = BundleInfo(
     name=HOSTILE,
@@ -238,7 +238,7 @@ def test_letters_have_the_contrast_of_wcag_aa_on_all_that_lies_behind_them(theme
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("size", [PHONE, DESK], ids=["phone", "desk"])
-def test_in_a_browser_it_fits_can_be_read_and_asks_for_nothing(browser, tmp_path, size, scheme):  # noqa: F811
+def test_in_a_browser_it_fits_can_be_read_and_asks_for_nothing(browser, tmp_path, size, scheme):
     words = [Word(f"{HOSTILE}{number}", 4.0 - number) for number in range(8)] + [Word("w" * 300, None)]
     (tmp_path / "why.html").write_bytes(page(told(words=words), decoded(), INFO))
     show(browser, size, scheme)
