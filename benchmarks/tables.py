@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgefuse.benchmarks.learned import ROWS, learned
 from edgefuse.benchmarks.markdown import table
 from edgefuse.benchmarks.peers.verdicts import bars_table, peers_table
 from edgefuse.runtime.errors import OptionError
@@ -98,13 +99,20 @@ def peers_bars(document: Document) -> str:
     return bars_table(document["bars"])
 
 
-# name -> (file of RESULTS, what makes the table of it)
-TABLES: dict[str, tuple[str, Callable[[Document], str]]] = {
-    "reference": ("reference.json", reference),
-    "quantizers": ("quantizers.json", quantizers),
-    "cpu": ("cpu.json", cpu),
-    "peers": ("peers.json", peers),
-    "peers_bars": ("peers.json", peers_bars),
+def of_training(*documents: Document | None) -> str:
+    """What training gives."""
+    return learned(dict(zip(_LEARNED, documents, strict=True)))
+
+
+# name -> (files of RESULTS without their ending, what makes the table of them)
+_LEARNED = tuple(name for _, name, _, _ in ROWS)
+TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
+    "reference": (("reference",), reference),
+    "quantizers": (("quantizers",), quantizers),
+    "cpu": (("cpu",), cpu),
+    "peers": (("peers",), peers),
+    "peers_bars": (("peers",), peers_bars),
+    "learned": (_LEARNED, of_training),
 }
 
 
@@ -118,9 +126,10 @@ def rendered(page: str, results: Path = RESULTS) -> str:
     def renew(place: re.Match[str]) -> str:
         if place[2] not in TABLES:
             raise OptionError(f"found table {place[2]!r} in a page; there are: {', '.join(TABLES)}")
-        file, make = TABLES[place[2]]
-        path = results / file
-        made = make(json.loads(path.read_bytes())) if path.exists() else f"Not measured yet: no {file}.\n"
+        names, make = TABLES[place[2]]
+        paths = [results / f"{name}.json" for name in names]
+        documents = [json.loads(path.read_bytes()) if path.exists() else None for path in paths]
+        made = make(*documents) if any(documents) else f"Not measured yet: no {', '.join(names)}.\n"
         return f"{place[1]}{made}{place[4]}"
 
     return _PLACE.sub(renew, page)
