@@ -19,7 +19,8 @@ BARS = {"plain": 0.98, "relational": 0.94}
 # What was said: each of 36 sentences and its sound find each other, so that no two of them are alike any more.
 SENTENCES = (
     *("image=null", "data.group_by=null", "data.subsets={}", "data.groups_per_step=64", "data.sounds_per_step=32"),
-    *("data.limit=19200", "train.epochs=2", "train.warmup=0.1"),
+    *("data.limit=19200", "train.epochs=2", "train.warmup=0.1", "train.learning_rate=0.001"),
+    *("text.rate=0.5", "audio.rate=0.7"),
 )
 # What each object is: the sentence scales what the cells of the picture show.
 OBJECTS = ("image.slots=0", "image.layers=0", "train.epochs=5", "train.learning_rate=0.001")
