@@ -37,6 +37,7 @@ from edgefuse.runtime.predictor import Predictor
 from edgefuse.train import train as training
 from edgefuse.train.data import Batch, Loader
 from edgefuse.train.fusion import FUSIONS
+from edgefuse.train.image_nets import CellLayers
 from edgefuse.train.model import Head
 from edgefuse.train.recipe import FusionSettings
 from edgefuse.train.runs import RUN_FILE, Run
@@ -273,7 +274,7 @@ def test_a_model_over_all_tokens_and_fewer_sensors_exports(tmp_path: Path, monke
     bundle = Bundle.open(said["bundle"])
     assert_pixels_are_cast_first(bundle.part("fp32", "image"))
     assert {m: (spec.count, spec.dim) for m, spec in bundle.info.tokens.items()} == {
-        "image": (2, 576),
+        "image": (2, CellLayers.DIM),
         "audio": (12, 96),
     }
     assert not (tmp_path / "bundle" / "tokenizer.json").exists()
