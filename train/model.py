@@ -54,6 +54,11 @@ def specs_of(recipe: Recipe) -> dict[str, Any]:
     return {modality: specs[modality] for modality in recipe.modalities}
 
 
+def new_projections(dims: Mapping[str, int], shared: int) -> nn.ModuleDict:
+    """For each modality, tokens [..., D_m] to the space [..., D] where modalities meet."""
+    return nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, shared)) for m, dim in dims.items()})
+
+
 class Head(nn.Module):
     """Tokens of each modality and presence [B, M] to logits [B, C] and weights [B, M].
 
@@ -62,9 +67,7 @@ class Head(nn.Module):
 
     def __init__(self, dims: Mapping[str, int], labels: int, settings: FusionSettings) -> None:
         super().__init__()
-        self.project = nn.ModuleDict(
-            {m: nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, settings.dim)) for m, dim in dims.items()}
-        )
+        self.project = new_projections(dims, settings.dim)
         self.placeholder = nn.ParameterDict({m: nn.Parameter(torch.zeros(settings.dim)) for m in dims})
         self.fusion = FUSIONS[settings.kind](len(dims), settings.dim)
         self.classify = nn.Sequential(

@@ -29,7 +29,7 @@ from edgefuse.train.devices import on_device
 from edgefuse.train.distributed import agreed, first, gathered, here, joined, part_ways
 from edgefuse.train.fit import run_steps
 from edgefuse.train.losses import contrastive_loss, found_partners
-from edgefuse.train.model import new_encoders
+from edgefuse.train.model import new_encoders, new_projections
 from edgefuse.train.recipe import Recipe, load_recipe
 from edgefuse.train.runs import Run, open_or_start
 from edgefuse.train.train import readable
@@ -45,9 +45,8 @@ class Aligner(nn.Module):
         super().__init__()
         self.encoders = new_encoders(recipe, vocabulary)
         encoders: dict[str, Any] = dict(self.encoders.items())
-        dims, shared = {m: encoder.dim for m, encoder in encoders.items()}, recipe.fusion.dim
-        project = nn.ModuleDict({m: nn.Sequential(nn.LayerNorm(d), nn.Linear(d, shared)) for m, d in dims.items()})
-        self.head = nn.ModuleDict({"project": project})  # named as in FusedModel, which starts from it
+        dims = {m: encoder.dim for m, encoder in encoders.items()}
+        self.head = nn.ModuleDict({"project": new_projections(dims, recipe.fusion.dim)})  # named as FusedModel's
         self.log_scale = nn.Parameter(torch.tensor(-math.log(FIRST_TEMPERATURE)))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

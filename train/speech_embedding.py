@@ -99,9 +99,10 @@ def load_package(stem: SpeechEmbedding) -> None:
         MissingExtraError: the package, or onnx to read it by, is not installed.
         RecipeError: it holds another file than the one that we know.
     """
-    content = _file().read_bytes()
+    path = _file()
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != _SHA256:
-        raise RecipeError(f"audio.weights {PACKAGE!r}: {_file()} is not that of version 0.3.0; install that one")
+        raise RecipeError(f"audio.weights {PACKAGE!r}: {path} is not that of version 0.3.0; install that one")
     stem.load_state_dict(_weights(content))
 
 

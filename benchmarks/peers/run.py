@@ -92,19 +92,19 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         raise BundleError(f"{given.bundle} takes {', '.join(bundle.info.modalities)}; the peers know {SENSORS} only")
     made = given.out.resolve() / "made"
     made.mkdir(parents=True, exist_ok=True)
-    lines = _lines(given.manifest, bundle, "test")
+    lines = spread(_lines(given.manifest, bundle, "test"), given.warmup + given.queries)
     _write_inputs(bundle, spread(_lines(given.manifest, bundle, "train"), given.calibration), made)
     run = str(given.run.resolve()) if given.run else None
     job = Job(str(given.bundle.resolve()), str(made), run, str(given.manifest.resolve()), given.threads, 1)
     starts, disks = _prepared(peers, given.out.resolve(), job, fallen)
-    queries = [_query(line, bundle) for line in spread(lines, given.warmup + given.queries)]
+    queries = [_query(line, bundle) for line in lines]
     cold = _kept(first_answers(starts, job, queries[0], given.starts), fallen)
     single = _kept(race(_left(starts, fallen), job, [[query] for query in queries], given.warmup), fallen)
     many = replace(job, batch=given.batch)
     calls = _calls(queries, given.batch, given.batches)
     alone_only: dict[str, str] = {}
     together = _kept(race(_left(starts, fallen), many, calls, warmup=2), alone_only)
-    judged = spread(lines, given.warmup + given.queries)[given.warmup :]
+    judged = lines[given.warmup :]
     rows: dict[str, Any] = {}
     for peer in PEERS:
         if peer.name in fallen:
