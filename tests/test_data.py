@@ -229,6 +229,33 @@ def test_subsets_are_drawn_in_proportion() -> None:
     assert scipy.stats.chisquare(found, expected).pvalue > 0.01
 
 
+def test_a_line_is_shown_with_several_subsets_and_none_twice() -> None:
+    lines = training_lines()
+    weights = {"image+audio": 2, "image": 1, "audio": 1e-9}
+    taken = asked(tiny_recipe(data={"subsets": weights, "subsets_per_line": 2, "group_by": None}), lines, 20)
+    shown = [{"+".join(sorted(present)) for _, _, present in taken[at : at + 2]} for at in range(0, len(taken), 2)]
+    assert all(first[0] == second[0] for first, second in zip(taken[::2], taken[1::2], strict=True))
+    assert all(subsets == {"audio+image", "image"} for subsets in shown)
+
+
+def test_several_subsets_of_a_line_share_its_sensors() -> None:
+    """What is encoded, which is nearly all of a step's work, does not grow with the subsets."""
+    data = {"subsets": {"image+audio": 1, "image": 1, "audio": 1}, "group_by": None}
+    once = steps_of(tiny_recipe(data={**data, "subsets": {"image+audio": 1}}))[0]
+    thrice = steps_of(tiny_recipe(data={**data, "subsets_per_line": 3}))[0]
+    assert len(thrice.labels) == 3 * len(once.labels)
+    assert thrice.labels.tolist() == once.labels.repeat_interleave(3).tolist()
+    assert {m: thrice.distinct(m) for m in ("image", "audio")} == {m: once.distinct(m) for m in ("image", "audio")}
+    assert sorted(map(tuple, thrice.presence[:3].tolist())) == [(0, 1, 0), (1, 0, 0), (1, 1, 0)]
+
+
+def test_a_line_with_fewer_subsets_than_asked_for_shows_those_it_has() -> None:
+    lines = [example(image=f"{i}.png", label="a") for i in range(8)]
+    data = {"subsets": {"image+text": 1, "image": 1, "text": 1}, "subsets_per_line": 3, "group_by": None}
+    data["groups_per_step"] = 8
+    assert [present for _, _, present in asked(tiny_recipe(data=data), lines, 1)] == [{"image"}] * 8
+
+
 def test_a_line_shows_only_sensors_it_has_and_the_model_reads() -> None:
     lines = [example(image=f"{i}.png", text="a", label="a") for i in range(4)]
     lines += [example(image=f"{i}.png", label="a") for i in range(4, 8)]

@@ -186,7 +186,8 @@ class TrainingSteps(Dataset[Batch]):
         lines = [
             (example, sound, present)
             for example, sound in zip(examples, sounds, strict=True)
-            if (present := self._draw_subset(draw, example, sound))  # a line whose only sensor is not heard waits
+            for present in self._draw_subsets(draw, example, sound)
+            if present  # a line whose only sensor is not heard waits
         ]
         batch = self._batch(step, *zip(*lines, strict=True))
         if data.flip and "image" in batch.inputs:
@@ -218,15 +219,16 @@ class TrainingSteps(Dataset[Batch]):
         drawn = {text: draw.choice(self._sounds_of[text]) for text in draw.sample(texts, min(count, len(texts)))}
         return [drawn.get(e.text) if e.audio and e.text else e.audio for e in examples]
 
-    def _draw_subset(self, draw: random.Random, example: Example, sound: str | None) -> set[str]:
-        """Which sensors the line shows: modality dropout as a weighted choice of subsets."""
+    def _draw_subsets(self, draw: random.Random, example: Example, sound: str | None) -> list[set[str]]:
+        """Which sensors the line shows: modality dropout as weighted draws of subsets, none of them twice."""
         have = {s for s in example.sensors if s in self._recipe.modalities and not (s == "audio" and sound is None)}
         choices = [(set(name.split("+")), weight) for name, weight in self._recipe.data.subsets.items()]
         possible = [(subset, weight) for subset, weight in choices if subset <= have]
-        if not possible:
-            return have
-        subsets, weights = zip(*possible, strict=True)
-        return set(draw.choices(subsets, weights)[0])
+        drawn: list[set[str]] = []
+        while possible and len(drawn) < self._recipe.data.subsets_per_line:
+            number = draw.choices(range(len(possible)), [weight for _, weight in possible])[0]
+            drawn.append(possible.pop(number)[0])
+        return drawn or [have]
 
 
 def _same_text(

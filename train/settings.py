@@ -29,6 +29,8 @@ class DataSettings(Settings):
     # the same text share one; 0 leaves every line its own sound.
     sounds_per_step: int = Field(0, ge=0)
     subsets: dict[str, Weight] = Field(default_factory=dict)  # "image+text": weight; how often sensors appear together
+    # In one step each line is shown with so many different subsets of its sensors, which are encoded once all the same.
+    subsets_per_line: int = Field(1, gt=0)
     limit: int | None = Field(None, gt=0)  # learn from this many training lines only, one draw for all seeds
     flip: bool = False  # mirror half of the pictures; only where no label tells left from right
     workers: int = Field(0, ge=0)  # processes that decode ahead; 0 decodes in the training process
