@@ -6,8 +6,9 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -53,8 +54,12 @@ def accuracies(bundle: Path, manifest: Path) -> dict[str, float]:
     return {subset: score["accuracy"] for subset, score in found.items()}
 
 
-def conclude(name: str, result: Result) -> None:
-    """Keep `result` as results/<name>.json, print it, and exit with 1 where its bar is missed."""
+def conclude(name: str, experiment: Callable[[], Result]) -> NoReturn:
+    """Keep what `experiment` finds as results/<name>.json, print it, and exit with 1 if it fails or misses its bar."""
+    try:
+        result = experiment()
+    except EdgefuseError as error:
+        sys.exit(str(error))
     document = json.dumps({**result, "environment": describe_environment()}, indent=2)
     write_atomic(RESULTS / f"{name}.json", document.encode())
     print(json.dumps(result))

@@ -8,11 +8,10 @@ the first one stopped. About an hour on one quiet CPU core.
 from __future__ import annotations
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 
 from edgefuse.benchmarks.experiments import Result, conclude, edgefuse, made_bundle
-from edgefuse.runtime.errors import EdgefuseError
 
 RECIPE = "relational_vqa"
 BARS = {"plain": 0.98, "relational": 0.94}
@@ -50,11 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/relational"), help="folder of data, runs and bundle")
     given = parser.parse_args()
-    try:
-        result = relational(given.out)
-    except EdgefuseError as error:
-        sys.exit(str(error))
-    conclude("relational", result)
+    conclude("relational", partial(relational, given.out))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ Minutes on two quiet CPU cores, about: noise 10, missing 25, fgsm 25, flite 35, 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from edgefuse.benchmarks.experiments import Result, accuracies, conclude, edgefuse, trained_bundle
-from edgefuse.runtime.errors import EdgefuseError
 
 DIGITS = ("av_digits", "data.manifest={data}/manifest.jsonl")
 NOISY = ("augment={noise: {rate: 0.4, severity: [2, 5]}, hiss: {rate: 0.2, severity: [1, 4]}}",)
@@ -125,11 +124,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/robustness"), help="folder of data, runs and bundles")
     parser.add_argument("--recordings", type=Path, default=Path("../shared/data/fsdd"), help="of `speakers`")
     given = parser.parse_args()
-    try:
-        result = EXPERIMENTS[given.experiment](given.out, given.recordings)
-    except EdgefuseError as error:
-        sys.exit(str(error))
-    conclude(f"robustness_{given.experiment}", result)
+    conclude(f"robustness_{given.experiment}", partial(EXPERIMENTS[given.experiment], given.out, given.recordings))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,10 @@ def test_the_ids_of_typos_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("augment.fog.rate=1", "augment names 'fog'; for this model there are dark, occlusion, blur, noise, slow, rever"),
+        (
+            "augment.fog.rate=1",
+            "augment names 'fog'; for this model there are dark, occlusion, blur, noise, slow, rever",
+        ),
         ("augment.typos.rate=1", "augment names 'typos'; for this model there are dark"),  # it reads no text
         ("augment.noise.rate=2", "recipe augment.noise.rate: Input should be less than or equal to 1 (found 2)"),
         (

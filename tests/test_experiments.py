@@ -36,9 +36,19 @@ def test_a_result_is_kept_printed_and_ends_the_process(
 ) -> None:
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     with pytest.raises(SystemExit) as stop:
-        conclude("tried", {"reached": reached, "points": 1.5})
+        conclude("tried", lambda: {"reached": reached, "points": 1.5})
     assert bool(stop.value.code) is not reached
     assert json.loads(capsys.readouterr().out) == {"reached": reached, "points": 1.5}
     kept = json.loads((tmp_path / "tried.json").read_text())
     assert kept["points"] == 1.5
     assert kept["environment"]["cores_usable"] > 0
+
+
+def test_an_experiment_that_fails_says_why_and_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> experiments.Result:
+        raise EdgefuseError("`edgefuse train` failed with exit code 1; see above")
+
+    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit, match="`edgefuse train` failed with exit code 1; see above"):
+        conclude("tried", fails)
+    assert not list(tmp_path.iterdir())
