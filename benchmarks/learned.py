@@ -90,8 +90,8 @@ ROWS: tuple[Row, ...] = (
     ("relational_vqa: plain >= 98 %, relational >= 94 %", "relational", "python benchmarks/relational.py", _relational),
     (
         "distilled student >= 99 % of its teacher at <= 1/5 of its cost, above the undistilled one over 5 seeds",
-        "gain",
-        "edgefuse gain av_digits (docs/recipes/av_digits.md)",
+        "robustness_gain",
+        f"{_ROBUSTNESS} gain",
         _gain,
     ),
     (
