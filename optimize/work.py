@@ -1,6 +1,6 @@
 """The work in a bundle: operations and bytes of each kernel of its compiled plans, and of each ONNX part.
 
-    python -m edgefuse.optimize.work BUNDLE        one JSON document
+    python -m edgefuse.optimize.work BUNDLE        one JSON document, see `counted`
 
 A multiply-accumulate is two operations (FLOPs, whatever the precision); those of elementwise operators, softmax and
 norms are left out, their bytes are not. Of a table that is only looked up, the rows that are taken count, not all.
@@ -113,14 +113,38 @@ def bundle_work(folder: str | Path) -> dict[str, Any]:
         EngineError: an engine was built from other parts, or its plan cannot be read.
     """
     bundle = Bundle.open(folder)
+    return {"engines": _engines(bundle), "parts": _parts(bundle)}
+
+
+def counted(folder: str | Path) -> dict[str, Any]:
+    """`bundle_work` with errors as text: {engines, parts, refused}, or {error} where not even the parts can be read.
+
+    `refused` says why there are no engines, and is empty where they were read or the bundle has none.
+    """
+    try:
+        bundle = Bundle.open(folder)
+        parts = _parts(bundle)
+    except EdgefuseError as error:
+        return {"error": str(error)}
+    try:
+        return {"engines": _engines(bundle), "parts": parts, "refused": ""}
+    except EdgefuseError as error:
+        return {"engines": [], "parts": parts, "refused": str(error)}
+
+
+def _parts(bundle: Bundle) -> dict[str, Any]:
     sets = [name for name in CPU_SETS if name in bundle.info.parts]
     parts = {name: {part: part_work(bundle.part(name, part)) for part in bundle.info.parts[name]} for name in sets}
     for works in parts.values():
         for part, work in works.items():
             work["flops"] = parts["fp32"][part]["flops"]
+    return parts
+
+
+def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     every = [(target, part) for target in ENGINE_TARGETS for part in bundle.info.parts.get(COMPILED_SET, ())]
     built = [(target, part) for target, part in every if engine_file(bundle.folder, target, part).is_file()]
-    return {"engines": [_engine(bundle, target, part) for target, part in built], "parts": parts}
+    return [_engine(bundle, target, part) for target, part in built]
 
 
 def _engine(bundle: Bundle, target: str, part: str) -> dict[str, Any]:
@@ -173,7 +197,4 @@ def _size(scope: Scope, name: str) -> int | None:
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps(bundle_work(sys.argv[1])))
-    except EdgefuseError as error:
-        print(json.dumps({"error": str(error)}))
+    print(json.dumps(counted(sys.argv[1])))
