@@ -79,23 +79,29 @@ def kernel_work(kernels: Sequence[Kernel], model: bytes) -> tuple[list[Work], in
     return told, lost or 0
 
 
-def part_work(model: bytes) -> dict[str, int | None]:
+def part_work(model: bytes, reference: bytes | None = None) -> dict[str, int | None]:
     """{flops, bytes} of one run of a part at batch 1; bytes are its inputs, weights and outputs, each once.
 
     Those are the compulsory ones: what would be moved if nothing else left the cache (Hill & Smith 1989; Williams et
     al. 2009 take them for the upper bound of a kernel's intensity).
 
+    Args:
+        model: the ONNX part.
+        reference: the fp32 part that it was made from, which has the same inputs and outputs and operators of ONNX
+            alone; the FLOPs are its own, so that what a rewrite saves shows as speed. None is the model itself.
+
     Raises:
         BundleError: the model is not ONNX.
     """
     scope = View(model).at_batch_1
-    ends = [_size(scope, name) for name in (*scope.inputs, *scope.outputs)]
+    plain = scope if reference is None else View(reference).at_batch_1
+    ends = [_size(plain, name) for name in (*plain.inputs, *plain.outputs)]
     alone = [lookup for lookup in _lookups(scope).values() if len(scope.readers[lookup.table]) == 1]
     spared = sum(lookup.spared(_size(scope, lookup.table) or 0) for lookup in alone if lookup.table in scope.tensors)
     weights = sum(_size(scope, name) or 0 for name in scope.tensors) - spared
     known = [size for size in ends if size is not None]
     return {
-        "flops": _flops([product.macs for product in products(scope)]),
+        "flops": _flops([product.macs for product in products(plain)]),
         "bytes": sum(known) + weights if len(known) == len(ends) else None,
     }
 
@@ -105,8 +111,7 @@ def bundle_work(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         engines: [{target, part, kernels: [fields of Work], unplaced_flops}].
-        parts: {part set: {part: {flops, bytes}}}; the FLOPs are those of the fp32 part, so that what a rewrite saves
-            shows as speed.
+        parts: {part set: {part: {flops, bytes}}}, as of part_work.
 
     Raises:
         BundleError: no bundle, or a damaged part.
@@ -134,11 +139,10 @@ def counted(folder: str | Path) -> dict[str, Any]:
 
 def _parts(bundle: Bundle) -> dict[str, Any]:
     sets = [name for name in CPU_SETS if name in bundle.info.parts]
-    parts = {name: {part: part_work(bundle.part(name, part)) for part in bundle.info.parts[name]} for name in sets}
-    for works in parts.values():
-        for part, work in works.items():
-            work["flops"] = parts["fp32"][part]["flops"]
-    return parts
+    return {
+        name: {part: part_work(bundle.part(name, part), bundle.part("fp32", part)) for part in bundle.info.parts[name]}
+        for name in sets
+    }
 
 
 def _engines(bundle: Bundle) -> list[dict[str, Any]]:
