@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgefuse.runtime.evaluate import ALL, Bools, answer_types, encode_examples, retention, right_by_subset, score
+from edgefuse.runtime.evaluate import ALL, Bools, Encoded, answer_types, retention, right_by_subset, score
 from edgefuse.runtime.manifest import Example
-from edgefuse.runtime.predictor import Predictor
 
 REFERENCE = "fp32"
+SPLIT = "test"  # of the manifest
 
 
 def judge(
-    predictors: Mapping[str, Predictor], examples: Sequence[Example], progress: Callable[[], None]
+    encoded: Mapping[str, Encoded], examples: Sequence[Example], progress: Callable[[], None]
 ) -> dict[str, dict[str, Any]]:
     """What `edgefuse eval` says of each part set, and with it what the set keeps of fp32 on the same examples.
 
     Args:
-        predictors: part set -> what answers; fp32, the reference, must be among them.
+        encoded: part set -> the tokens of `examples`; fp32, the reference, must be among them.
         examples: labelled examples of one split.
         progress: called after each part set.
 
@@ -31,8 +31,8 @@ def judge(
     """
     types = answer_types(examples)
     answered = {}
-    for part_set, predictor in predictors.items():
-        answered[part_set] = right_by_subset(encode_examples(predictor, examples), examples)
+    for part_set, tokens in encoded.items():
+        answered[part_set] = right_by_subset(tokens, examples)
         progress()
     results = {}
     for part_set, mine in answered.items():

@@ -20,31 +20,41 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from edgefuse.benchmarks import footprint, loadgen
-from edgefuse.benchmarks.accuracy import REFERENCE, judge
+from edgefuse.benchmarks.accuracy import REFERENCE, SPLIT, judge
 from edgefuse.benchmarks.against import face, open_other
+from edgefuse.benchmarks.ceilings import measure_ceilings
 from edgefuse.benchmarks.effort import FULL, QUICK, Effort
 from edgefuse.benchmarks.energy import measure_energy
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.history import append, line_of
-from edgefuse.benchmarks.latency import Timings, pools_by_sensors, speed, spread, time_interleaved
+from edgefuse.benchmarks.latency import (
+    JUDGES,
+    Timings,
+    fast_sets,
+    part_sets,
+    pools_by_sensors,
+    speed,
+    spread,
+    time_interleaved,
+)
 from edgefuse.benchmarks.meters import open_meters
 from edgefuse.benchmarks.named_latencies import name_latencies
+from edgefuse.benchmarks.pareto import Measured, pareto
 from edgefuse.benchmarks.report import JUDGE, render
 from edgefuse.benchmarks.report_markdown import render_markdown
 from edgefuse.benchmarks.reproduce import commands
 from edgefuse.benchmarks.thresholds import broken, parse
 from edgefuse.runtime.backend_onnx import OnnxBackend
-from edgefuse.runtime.bundle import HEAD, PART_SETS, Bundle
+from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import ManifestError, MissingExtraError
+from edgefuse.runtime.evaluate import encode_examples
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.predictor import Predictor
 
 SCHEMA = 1  # of report.json
-SPLIT = "test"
 GATE = 0.99  # share of the fp32 accuracy to keep, where the bundle does not say (MLPerf's for edge models)
-JUDGES = ("trt",)  # part sets made for another machine: run here for their accuracy only
 REST_S = 2.0  # that the machine rests before energy is measured
 _ONLY_DRAWN = ("distribution_ms", "commands")  # in report.json, but not worth printing
 
@@ -72,8 +82,9 @@ def bench(
 
     Returns:
         What report.json holds, {stages, scenarios, latencies, mlperf, energy, memory, cold_start, size, accuracy,
-        engines, environment, against, ...}, without what only the drawings need, and the path of the page. The
-        verdict is "failed" where something of `fail_on` came out, else "ok"; `broken` says what, as does stderr.
+        pareto, ceilings, engines, environment, against, ...}, without what only the drawings need, and the path of
+        the page. The verdict is "failed" where something of `fail_on` came out, else "ok"; `broken` says what, as does
+        stderr.
 
     Raises:
         UsageError: one of `fail_on` cannot be read or names no figure.
@@ -83,9 +94,9 @@ def bench(
     effort = QUICK if quick else FULL
     bundle = Bundle.open(bundle_folder)
     bundle.part_info(REFERENCE, HEAD)  # nothing can be judged without the reference
-    known = names(_part_sets(bundle), _fast(bundle), against is not None)
+    known = names(part_sets(bundle), fast_sets(bundle), against is not None)
     thresholds = [parse(text, known) for text in fail_on]
-    other = None if against is None else open_other(against, bundle, _fast(bundle))
+    other = None if against is None else open_other(against, bundle, fast_sets(bundle))
     manifest = _manifest(bundle, manifest)
     examples = read_manifest(manifest, split=SPLIT, labels=bundle.info.labels)
     out = Path(out)
@@ -125,16 +136,6 @@ def _manifest(bundle: Bundle, given: Path | None) -> Path:
     return path
 
 
-def _part_sets(bundle: Bundle) -> list[str]:
-    """The part sets that the bundle has, the reference first."""
-    return [part_set for part_set in PART_SETS if part_set in bundle.info.parts]
-
-
-def _fast(bundle: Bundle) -> list[str]:
-    """Those whose time says something here."""
-    return [part_set for part_set in _part_sets(bundle) if part_set not in JUDGES]
-
-
 def _phase(progress: Progress, name: str, steps: int) -> Callable[[], None]:
     """Begin a phase of so many steps; what is returned is called after each."""
     return partial(progress.advance, progress.add_task(name, total=steps))
@@ -159,7 +160,7 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
                 "role": JUDGE if part_set in JUDGES else "speed",
                 "precision": {part: about.precision for part, about in info.parts[part_set].items()},
             }
-            for part_set in _part_sets(bundle)
+            for part_set in part_sets(bundle)
         },
         "settings": {
             **{key: value for key, value in asdict(effort).items() if key != "load"},
@@ -178,7 +179,7 @@ def _measure(
 ) -> dict[str, Any]:
     phase = partial(_phase, progress)
     environment = describe_environment()  # first: its load is that of the others, not ours
-    sets, fast = _part_sets(bundle), _fast(bundle)
+    sets, fast = part_sets(bundle), fast_sets(bundle)
     pools = pools_by_sensors(examples, bundle.info.modalities)
     fullest = list(pools)[-1]
     timings: dict[str, Timings] = {}
@@ -190,11 +191,22 @@ def _measure(
             queries, step = spread(pool, count), phase(f"speed, {name}", count)
             timings[name] = time_interleaved(asked, queries, name.split("+"), effort.warmup_queries, step)
         limit = min(effort.accuracy_limit or len(examples), len(examples))
-        accuracy = judge(predictors, spread(examples, limit), phase("accuracy", len(sets)))
+        lines, step = spread(examples, limit), phase("accuracy", 2 * len(sets))
+        encoded = {}
+        for name in sets:
+            encoded[name] = encode_examples(predictors[name], lines)
+            step()
+        accuracy = judge(encoded, lines, step)
+        timed = {name: timings[fullest][name] for name in fast}
+        measured = Measured(bundle, timed, {name: encoded[name] for name in fast})
+        combined = pareto({bundle.info.name: measured}, lines, fullest.split("+"))
         inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
         decide = {name: partial(predictors[name].predict, **inputs) for name in fast}
         energy = measure_energy(open_meters(), decide, effort.energy_decisions, REST_S)
     mlperf = _ask_loadgen(bundle, fast[-1], pools[fullest], fullest.split("+"), effort.load, phase("MLPerf LoadGen", 1))
+    step = phase("ceilings", 1)
+    ceilings = measure_ceilings(bundle, effort.ceiling_runs)
+    step()
     step = phase("memory", len(fast) * effort.memory_runs)
     memory = {name: footprint.memory(bundle, name, inputs, effort.memory_runs, step) for name in fast}
     first = footprint.cold_start(bundle, inputs, effort.cold_starts, phase("first answer", effort.cold_starts))
@@ -207,6 +219,8 @@ def _measure(
         "cold_start": first,
         "size": footprint.sizes(bundle, sets),
         "accuracy": accuracy,
+        "pareto": combined,
+        "ceilings": ceilings,
         "engines": footprint.engines(bundle),
         "environment": environment,
         "example": inputs,

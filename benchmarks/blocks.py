@@ -1,13 +1,14 @@
-"""Blocks of the report page: the comparison with another report, the three named latencies, LoadGen, energy."""
+"""Blocks of the report page: the comparison with another report, named latencies, LoadGen, energy, Pareto."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from edgefuse.benchmarks import markup
+from edgefuse.benchmarks import markup, plots
 from edgefuse.benchmarks.latency import PERCENTILES
-from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, milliseconds
+from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, byte_count, milliseconds, percent, span
+from edgefuse.runtime.bundle import HEAD
 
 Report = Mapping[str, Any]
 
@@ -94,3 +95,31 @@ def energy(report: Report) -> str:
     ]
     head = ["Part set", "Meter", "J per decision", "At rest, W", "Decisions"]
     return markup.block(title, markup.table("What is taken at rest is subtracted", head, rows, text_columns=2))
+
+
+def pareto(report: Report) -> str:
+    """Accuracy with latency of every combination of parts: drawn, and as a table."""
+    found = report["pareto"]
+    head, rows = pareto_table(found)
+    note = (
+        f"Median milliseconds from {found['sensors']} and accuracy with its 95 % interval. A name is the part set of "
+        f"each encoder in that order; filled and joined is the frontier."
+    )
+    drawing = markup.figure(plots.pareto_plot(found["points"], found["sensors"].split("+")), note)
+    data = markup.table("Every combination, the fastest first", head, rows, text_columns=2)
+    return markup.block("Accuracy with latency", drawing, data, *map(markup.paragraph, found["notes"]), wide=True)
+
+
+def pareto_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the combinations, two columns of text first; models are named where there are several."""
+    several = len({point["model"] for point in found["points"]}) > 1
+    rows = []
+    for point in found["points"]:
+        low, high = point["p50_interval_ms"]
+        encoders = ", ".join(f"{part} {point['parts'][part]}" for part in found["sensors"].split("+"))
+        name = f"{point['model']}: {encoders}" if several else encoders
+        times = [milliseconds(point["latency"]["p50_ms"]), f"{milliseconds(low)}{DASH}{milliseconds(high)}"]
+        judged = [percent(point["accuracy"]), span(point["interval"])]
+        on_it = "yes" if point["frontier"] else "no"
+        rows.append([name, on_it, *judged, *times, byte_count(point["bytes"]), point["parts"][HEAD]])
+    return ["Encoders", "Frontier", "Accuracy, %", "95 %", "p50, ms", "95 %", "On disk", "Head"], rows

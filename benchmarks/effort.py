@@ -18,8 +18,9 @@ class Effort:
     cold_starts: int  # fresh processes
     accuracy_limit: int | None  # examples at most, evenly spread; None takes the whole split
     energy_decisions: int  # of each part set, where there is a meter
+    ceiling_runs: int  # of each part and number of threads, against the CPU's peaks
     load: loadgen.Load
 
 
-FULL = Effort(1024, 256, 32, 3, 5, accuracy_limit=None, energy_decisions=1024, load=loadgen.FULL)
-QUICK = Effort(200, 100, 10, 1, 3, accuracy_limit=500, energy_decisions=200, load=loadgen.QUICK)
+FULL = Effort(1024, 256, 32, 3, 5, accuracy_limit=None, energy_decisions=1024, ceiling_runs=100, load=loadgen.FULL)
+QUICK = Effort(200, 100, 10, 1, 3, accuracy_limit=500, energy_decisions=200, ceiling_runs=20, load=loadgen.QUICK)

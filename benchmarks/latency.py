@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from edgefuse.runtime.bundle import PART_SETS, Bundle
 from edgefuse.runtime.errors import ManifestError
 from edgefuse.runtime.evaluate import subsets
 from edgefuse.runtime.manifest import Example
@@ -15,7 +17,19 @@ from edgefuse.runtime.predictor import Predictor
 
 PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
 
+JUDGES = ("trt",)  # part sets made for another machine: run here for their accuracy only
+
 Timings = dict[str, dict[str, list[float]]]  # part set -> stage -> one time in ms per query
+
+
+def part_sets(bundle: Bundle) -> list[str]:
+    """The part sets that a bundle has, the reference first."""
+    return [part_set for part_set in PART_SETS if part_set in bundle.info.parts]
+
+
+def fast_sets(bundle: Bundle) -> list[str]:
+    """Those of `part_sets` whose time says something here, the fastest by design last."""
+    return [part_set for part_set in part_sets(bundle) if part_set not in JUDGES]
 
 
 def pools_by_sensors(examples: Sequence[Example], modalities: Sequence[str]) -> dict[str, list[Example]]:
@@ -92,21 +106,21 @@ def distribution(times_ms: Sequence[float]) -> list[float]:
 
 
 def speedup(reference_ms: Sequence[float], candidate_ms: Sequence[float]) -> dict[str, Any]:
-    """How many times faster the candidate answered the same queries: {median, interval, n}.
+    """How many times faster the candidate answered the same queries: {median, interval, n} of the paired ratios."""
+    ratios = np.asarray(reference_ms) / np.asarray(candidate_ms)
+    return {"median": round(float(np.median(ratios)), 4), "interval": median_interval(ratios), "n": len(ratios)}
 
-    The median of the ratios of each pair. Its 95 % interval lies between the order statistics of ranks
-    n/2 - 1.96 sqrt(n)/2 and 1 + n/2 + 1.96 sqrt(n)/2 (Conover, Practical Nonparametric Statistics, 3.2: binomial,
-    whatever the distribution, queries taken as independent).
+
+def median_interval(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
+    """The 95 % interval of a median: [low, high].
+
+    It lies between the order statistics of ranks n/2 - 1.96 sqrt(n)/2 and 1 + n/2 + 1.96 sqrt(n)/2 (Conover, Practical
+    Nonparametric Statistics, 3.2: binomial, whatever the distribution, queries taken as independent).
     """
-    ratios = np.sort(np.asarray(reference_ms) / np.asarray(candidate_ms))
-    n = len(ratios)
+    ordered, n = np.sort(values), len(values)
     half = 1.96 * math.sqrt(n) / 2
     low, high = max(math.floor(n / 2 - half) - 1, 0), min(math.ceil(n / 2 + half), n - 1)  # counted from 0
-    return {
-        "median": round(float(np.median(ratios)), 4),
-        "interval": [round(float(ratios[low]), 4), round(float(ratios[high]), 4)],
-        "n": n,
-    }
+    return [round(float(ordered[low]), 4), round(float(ordered[high]), 4)]
 
 
 def speed(timings: Mapping[str, Timings], fullest: str, fast: Sequence[str], reference: str) -> dict[str, Any]:

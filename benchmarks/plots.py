@@ -18,9 +18,12 @@ SERIES = {"fp32": "#030303", "trt": "#040404", "cpu": "#050505"}
 _PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)"} | {hue: f"var(--{name})" for name, hue in SERIES.items()}
 _DASHES: dict[str, Any] = {"fp32": (0, (5, 2)), "trt": ":", "cpu": "-"}  # told apart without colour
 _MARKERS = {"fp32": "o", "trt": "^", "cpu": "s"}
+_SHAPES = "osD^v"  # of models
 
 _WIDTH = 5.4  # inches of 72 units: 389 units wide, so that 12-unit type is still read on a screen 400 pixels wide
 _LABEL = 24  # characters of a name that leave room for the drawing
+_MODEL = 10  # the same of a model, which stands before the names of its parts
+_ROW = 0.24  # inches for each name beside a drawing
 _TAIL = 3  # times the median: where the drawing of latencies ends at the latest
 _STYLE: Any = {  # matplotlib's type is a dict of every key that it knows
     "svg.fonttype": "none",  # text stays text: searchable, and in the page's own typeface
@@ -106,13 +109,45 @@ def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]
         return _svg(figure, f"accuracy-{by}", f"Accuracy with its 95 % interval by {by}, per part set")
 
 
+def pareto_plot(points: Sequence[Mapping[str, Any]], sensors: Sequence[str]) -> str:
+    """Accuracy over median time of every combination, each named beside the drawing, the frontier filled and joined.
+
+    Args:
+        points: of pareto.pareto.
+        sensors: whose part sets make a name, in order.
+    """
+    models = list(dict.fromkeys(point["model"] for point in points))
+    colours = {True: SERIES["cpu"], False: SERIES["fp32"]}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _canvas(max(3.6, 1.2 + _ROW * len(points)))
+        best = sorted((point["latency"]["p50_ms"], 100 * point["accuracy"]) for point in points if point["frontier"])
+        axes.plot(*zip(*best, strict=True), color=colours[True], linewidth=1.6, drawstyle="steps-post")
+        ordered = sorted(points, key=lambda point: (-point["accuracy"], -point["latency"]["p50_ms"]))
+        for row, point in enumerate(ordered):
+            x, y, on_it = point["latency"]["p50_ms"], 100 * point["accuracy"], point["frontier"]
+            axes.vlines(x, *(100 * end for end in point["interval"]), color=FAINT, linewidth=1)
+            look: dict[str, Any] = {"marker": _SHAPES[models.index(point["model"]) % len(_SHAPES)], "markersize": 8}
+            axes.plot(x, y, color=colours[on_it], fillstyle="full" if on_it else "none", **look)
+            name = "/".join(point["parts"][sensor] for sensor in sensors)
+            name = f"{_short(point['model'], _MODEL)} {name}" if len(models) > 1 else name
+            place = (1.05, 1 - (row + 0.5) / len(ordered))  # in a column of their own, names never lie on each other
+            leader = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)}
+            face: dict[str, Any] = {"fontsize": 10, "fontweight": "bold" if on_it else "normal", "va": "center"}
+            axes.annotate(name, (x, y), place, textcoords="axes fraction", arrowprops=leader, **face)
+        axes.margins(x=0.12)
+        axes.set_xlabel("median milliseconds to the answer")
+        axes.set_ylabel("accuracy in percent")
+        axes.set_title(f"names: {'/'.join(sensors)}", fontsize=10, loc="right")
+        return _svg(figure, "pareto", "Accuracy over median time of every combination of parts, the frontier joined")
+
+
 def _canvas(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")  # not pyplot: nothing global is kept
     return figure, figure.subplots()
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _LABEL else name[: _LABEL - 1] + "…"
+def _short(name: str, most: int = _LABEL) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _legend(figure: Figure) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from edgefuse.benchmarks import blocks, markup, plots
+from edgefuse.benchmarks import blocks, ceilings, markup, plots
 from edgefuse.benchmarks.explained import plan_audit
 from edgefuse.benchmarks.headline import cards, notes
 from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, PERCENT, TIMES, byte_count, milliseconds, percent, span
@@ -29,16 +29,19 @@ def render(report: Report) -> str:
     subtitle = [report["created"], f"{environment['cpu']}, {environment['cores_usable']} cores", runtime]
     subtitle += ["quick run"] if report["quick"] else []
     sections = [blocks.against, _latency, _stages, blocks.latencies, _stage_table]
-    sections += [_accuracy, _answer_types, _accuracy_table, _scenarios, blocks.mlperf, blocks.energy, _footprint]
-    sections += [_method, _engines, plan_audit, _environment, _lineage, _reproduce]
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"edgefuse benchmark: {report['bundle']['name']}"),
-        heading=escape(report["bundle"]["name"]),
-        subtitle=escape(" · ".join(subtitle)),
-        cards="".join(cards(report)),
-        notes=notes(report),
-        sections="".join(section(report) for section in sections),
-    )
+    sections += [_accuracy, _answer_types, _accuracy_table, blocks.pareto, _scenarios, blocks.mlperf, blocks.energy]
+    sections += [_footprint, ceilings.section, _method, _engines, plan_audit, _environment, _lineage, _reproduce]
+    verdicts = {"cards": "".join(cards(report)), "notes": notes(report)}
+    title = f"edgefuse benchmark: {report['bundle']['name']}"
+    body = "".join(section(report) for section in sections)
+    return page(title, report["bundle"]["name"], " · ".join(subtitle), body, **verdicts)
+
+
+def page(title: str, heading: str, subtitle: str, sections: str, cards: str = "", notes: str = "") -> str:
+    """A page of ready-made HTML below a heading, which is escaped here."""
+    told = {"title": escape(title), "heading": escape(heading), "subtitle": escape(subtitle)}
+    template = Template(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.substitute(**told, cards=cards, notes=notes, sections=sections)
 
 
 def _speed_sets(report: Report) -> list[str]:

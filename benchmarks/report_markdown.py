@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgefuse.benchmarks import ceilings
+from edgefuse.benchmarks.blocks import pareto_table
 from edgefuse.benchmarks.headline import remarks, verdicts
 from edgefuse.benchmarks.markdown import code, table, text
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds, percent, span
@@ -28,7 +30,9 @@ def render_markdown(report: Report) -> str:
             _section("Time to an answer, by sensors, in ms", _scenarios(report)),
             _section(f"Time of every stage, {report['sensors']}, in ms", _stages(report)),
             _section("Accuracy, and what is kept of fp32, in percent", _accuracy(report)),
+            _section("Accuracy with latency", _pareto(report["pareto"])),
             _section("Size and memory", _footprint(report)),
+            _section(ceilings.TITLE, _ceilings(report["ceilings"])),
             _section("TensorRT engines", _engines(report)),
             _section("Environment", _environment(environment)),
             _section("How to reproduce each figure", _commands(report)),
@@ -81,6 +85,23 @@ def _accuracy(report: Report) -> str:
             rows.append([part_set, name, str(found["n"]), percent(found["accuracy"]), span(found["interval"]), *kept])
     head = ("parts", "examples with", "n", "accuracy", "95 %", "kept", "95 %")
     return table(head, rows, text_columns=2)
+
+
+def _pareto(found: Mapping[str, Any]) -> str:
+    head, rows = pareto_table(found)
+    return f"{table(head, rows, text_columns=2)}\n{_list(found['notes'])}"
+
+
+def _ceilings(found: Mapping[str, Any]) -> str:
+    shown = [
+        f"{text(each.caption)}:\n\n{table(each.head, each.rows, text_columns=each.text_columns)}\n"
+        for each in ceilings.tables(found)
+    ]
+    return "".join([*shown, _list(ceilings.lines(found))])
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "".join(f"- {text(line)}\n" for line in lines)
 
 
 def _footprint(report: Report) -> str:

@@ -22,6 +22,8 @@ def commands(report: Mapping[str, Any], folder: Path, out: Path, extra: Sequence
         evaluate = ["edgefuse", "eval", str(folder), manifest, "--part-dir", part_set, "--split", settings["split"]]
         evaluate += ["--limit", str(limit)] if limit else []
         found.append((f"accuracy, {part_set} parts", [*evaluate, "--json"]))
+    pareto = ["python", "benchmarks/pareto.py", str(folder), "--manifest", manifest, *quick]
+    found += [("accuracy with latency", pareto), ("ceilings", ["python", "benchmarks/roofline.py", str(folder)])]
     for part_set in report["memory"]:
         memory = ["python", "-m", footprint.MODULE, str(folder), part_set, json.dumps(report["example"])]
         found.append((f"memory, {part_set} parts", memory))

@@ -22,7 +22,7 @@ from edgefuse.benchmarks.gpu_peaks import DEVICES, Device
 from edgefuse.benchmarks.latency import least_queries
 from edgefuse.benchmarks.limits import LABEL, intensity, kernel_bound, total
 from edgefuse.runtime.bundle import Bundle
-from edgefuse.runtime.errors import EdgefuseError, MissingExtraError, OptionError
+from edgefuse.runtime.errors import BundleError, EdgefuseError, EngineError, MissingExtraError, OptionError
 from edgefuse.runtime.files import write_atomic
 
 COUNTER = "edgefuse.optimize.work"  # in a process of its own: no room but optimize/ reads ONNX graphs
@@ -57,7 +57,9 @@ def roofline(folder: str | Path, devices: Sequence[str] = (), runs: int = 100) -
     if runs < least_queries(50):
         raise OptionError(f"--runs {runs} is too few for a median; ask for {least_queries(50)} or more")
     bundle = Bundle.open(folder)
-    work = _count(bundle.folder)
+    work = count(bundle.folder)
+    if work["refused"]:
+        raise EngineError(work["refused"])
     from edgefuse.benchmarks.cpu_share import cpu_shares  # builds its products with onnx, which is known to be here now
 
     engines = [engine_bounds(engine, chosen) for engine in work["engines"]]
@@ -65,9 +67,9 @@ def roofline(folder: str | Path, devices: Sequence[str] = (), runs: int = 100) -
     return {
         "label": LABEL,
         "notes": list(NOTES),
-        "devices": [_told(device) for device in chosen],
+        "devices": [published(device) for device in chosen],
         "engines": engines,
-        "decision": {target: _decision(engines, target, chosen) for target in targets},
+        "decision": {target: decision_bounds(engines, target, chosen) for target in targets},
         "environment": describe_environment(),
         "cpu": cpu_shares(bundle, work["parts"], runs),
     }
@@ -88,8 +90,8 @@ def engine_bounds(engine: Mapping[str, Any], devices: Sequence[Device]) -> dict[
     return {**engine, "kernels": kernels, "total": {key: total(of) for key, of in bounds.items()}}
 
 
-def _decision(engines: Sequence[Mapping[str, Any]], target: str, devices: Sequence[Device]) -> dict[str, Any]:
-    """All parts of one decision, one after the other."""
+def decision_bounds(engines: Sequence[Mapping[str, Any]], target: str, devices: Sequence[Device]) -> dict[str, Any]:
+    """All parts of one decision, one after the other: {device: total}."""
     mine = [engine["total"] for engine in engines if engine["target"] == target]
     return {device.key: total(each[device.key] for each in mine) for device in devices}
 
@@ -102,7 +104,8 @@ def _chosen(keys: Sequence[str]) -> list[Device]:
     return [known[key] for key in dict.fromkeys(keys or known)]
 
 
-def _told(device: Device) -> dict[str, Any]:
+def published(device: Device) -> dict[str, Any]:
+    """What a bound rests on, with its sources."""
     names = (
         "key",
         "name",
@@ -118,14 +121,19 @@ def _told(device: Device) -> dict[str, Any]:
     return {name: getattr(device, name) for name in names}
 
 
-def _count(folder: Path) -> dict[str, Any]:
-    """What optimize/work.py counts in a bundle."""
+def count(folder: Path) -> dict[str, Any]:
+    """What optimize/work.py counts in a bundle: {parts, engines, refused}.
+
+    Raises:
+        MissingExtraError: onnx is not installed.
+        BundleError: a damaged part.
+    """
     if importlib.util.find_spec("onnx") is None:
         raise MissingExtraError("counting a graph's work needs onnx: pip install 'edgefuse[optimize]'")
     command = [sys.executable, "-m", COUNTER, str(folder)]
     counted = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if "error" in counted:
-        raise EdgefuseError(counted["error"])
+        raise BundleError(counted["error"])
     return dict(counted)
 
 

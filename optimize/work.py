@@ -1,6 +1,6 @@
 """The work in a bundle: operations and bytes of each kernel of its compiled plans, and of each ONNX part.
 
-    python -m edgefuse.optimize.work BUNDLE        one JSON document
+    python -m edgefuse.optimize.work BUNDLE        one JSON document, see `counted`
 
 A multiply-accumulate is two operations (FLOPs, whatever the precision); those of elementwise operators, softmax and
 norms are left out, their bytes are not. Of a table that is only looked up, the rows that are taken count, not all.
@@ -79,23 +79,29 @@ def kernel_work(kernels: Sequence[Kernel], model: bytes) -> tuple[list[Work], in
     return told, lost or 0
 
 
-def part_work(model: bytes) -> dict[str, int | None]:
+def part_work(model: bytes, reference: bytes | None = None) -> dict[str, int | None]:
     """{flops, bytes} of one run of a part at batch 1; bytes are its inputs, weights and outputs, each once.
 
     Those are the compulsory ones: what would be moved if nothing else left the cache (Hill & Smith 1989; Williams et
     al. 2009 take them for the upper bound of a kernel's intensity).
 
+    Args:
+        model: the ONNX part.
+        reference: the fp32 part that it was made from, which has the same inputs and outputs and operators of ONNX
+            alone; the FLOPs are its own, so that what a rewrite saves shows as speed. None is the model itself.
+
     Raises:
         BundleError: the model is not ONNX.
     """
     scope = View(model).at_batch_1
-    ends = [_size(scope, name) for name in (*scope.inputs, *scope.outputs)]
+    plain = scope if reference is None else View(reference).at_batch_1
+    ends = [_size(plain, name) for name in (*plain.inputs, *plain.outputs)]
     alone = [lookup for lookup in _lookups(scope).values() if len(scope.readers[lookup.table]) == 1]
     spared = sum(lookup.spared(_size(scope, lookup.table) or 0) for lookup in alone if lookup.table in scope.tensors)
     weights = sum(_size(scope, name) or 0 for name in scope.tensors) - spared
     known = [size for size in ends if size is not None]
     return {
-        "flops": _flops([product.macs for product in products(scope)]),
+        "flops": _flops([product.macs for product in products(plain)]),
         "bytes": sum(known) + weights if len(known) == len(ends) else None,
     }
 
@@ -105,22 +111,44 @@ def bundle_work(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         engines: [{target, part, kernels: [fields of Work], unplaced_flops}].
-        parts: {part set: {part: {flops, bytes}}}; the FLOPs are those of the fp32 part, so that what a rewrite saves
-            shows as speed.
+        parts: {part set: {part: {flops, bytes}}}, as of part_work.
 
     Raises:
         BundleError: no bundle, or a damaged part.
         EngineError: an engine was built from other parts, or its plan cannot be read.
     """
     bundle = Bundle.open(folder)
+    return {"engines": _engines(bundle), "parts": _parts(bundle)}
+
+
+def counted(folder: str | Path) -> dict[str, Any]:
+    """`bundle_work` with errors as text: {engines, parts, refused}, or {error} where not even the parts can be read.
+
+    `refused` says why there are no engines, and is empty where they were read or the bundle has none.
+    """
+    try:
+        bundle = Bundle.open(folder)
+        parts = _parts(bundle)
+    except EdgefuseError as error:
+        return {"error": str(error)}
+    try:
+        return {"engines": _engines(bundle), "parts": parts, "refused": ""}
+    except EdgefuseError as error:
+        return {"engines": [], "parts": parts, "refused": str(error)}
+
+
+def _parts(bundle: Bundle) -> dict[str, Any]:
     sets = [name for name in CPU_SETS if name in bundle.info.parts]
-    parts = {name: {part: part_work(bundle.part(name, part)) for part in bundle.info.parts[name]} for name in sets}
-    for works in parts.values():
-        for part, work in works.items():
-            work["flops"] = parts["fp32"][part]["flops"]
+    return {
+        name: {part: part_work(bundle.part(name, part), bundle.part("fp32", part)) for part in bundle.info.parts[name]}
+        for name in sets
+    }
+
+
+def _engines(bundle: Bundle) -> list[dict[str, Any]]:
     every = [(target, part) for target in ENGINE_TARGETS for part in bundle.info.parts.get(COMPILED_SET, ())]
     built = [(target, part) for target, part in every if engine_file(bundle.folder, target, part).is_file()]
-    return {"engines": [_engine(bundle, target, part) for target, part in built], "parts": parts}
+    return [_engine(bundle, target, part) for target, part in built]
 
 
 def _engine(bundle: Bundle, target: str, part: str) -> dict[str, Any]:
@@ -173,7 +201,4 @@ def _size(scope: Scope, name: str) -> int | None:
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps(bundle_work(sys.argv[1])))
-    except EdgefuseError as error:
-        print(json.dumps({"error": str(error)}))
+    print(json.dumps(counted(sys.argv[1])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,9 @@ from scipy import stats
 
 from edgefuse.benchmarks import against as against_module
 from edgefuse.benchmarks import bench as bench_module
-from edgefuse.benchmarks import environment
+from edgefuse.benchmarks import cpu_share, environment
 from edgefuse.benchmarks.bench import Effort, bench
+from edgefuse.benchmarks.cpu_peaks import measure_peaks
 from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.latency import (
     distribution,
@@ -38,7 +40,9 @@ from edgefuse.runtime.evaluate import evaluate
 from edgefuse.runtime.manifest import Example
 
 LOAD = Load({"SingleStream": 5, "MultiStream": 2, "Offline": 1}, seconds=0.05, samples=None, note="a test")
-EFFORT = Effort(120, 12, 3, memory_runs=1, cold_starts=1, accuracy_limit=None, energy_decisions=1, load=LOAD)
+EFFORT = Effort(
+    120, 12, 3, memory_runs=1, cold_starts=1, accuracy_limit=None, energy_decisions=1, ceiling_runs=2, load=LOAD
+)
 FAIL_ON = ("cpu.p50_ms>1e6", "retention<=1", "first_answer_s<0")
 SUBSETS = ["image", "audio", "text", "image+audio", "image+text", "audio+text", "image+audio+text"]
 TIMES_MS = st.lists(st.floats(0.001, 1e4), min_size=1, max_size=300)
@@ -61,6 +65,7 @@ def measured(tiny, tmp_path_factory):
     _add_engines(Bundle.open(folder / "bundle"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bench_module, "QUICK", EFFORT)
+        patch.setattr(cpu_share, "measure_peaks", partial(measure_peaks, size=64, stream_bytes=1 << 20))
         patch.setattr(against_module, "PLAN", against_module.Plan(blocks=10, queries=2, warmup=1))
         about = {"bundle": {"folder": str(tiny.bundle), "fingerprint": Bundle.open(tiny.bundle).fingerprint}}
         (folder / "other.json").write_text(json.dumps(about))
@@ -133,6 +138,9 @@ def test_the_report_is_what_its_published_schema_says(measured, validator):
         (["stages", "cpu", "total", "n"], 0),
         (["scenarios", "image", "cpu", "speedup", "median"], "fast"),
         (["cold_start", "runs_s"], []),
+        (["pareto", "points", 0, "accuracy"], 1.5),
+        (["ceilings", "label"], "measured"),
+        (["ceilings", "cpu", "peaks", "1", "fp32_flops"], 0),
         (["environment", "versions"], None),
     ],
 )
@@ -195,6 +203,30 @@ def test_what_a_part_set_keeps_of_fp32_is_told_for_each_subset_of_sensors(measur
     assert accuracy["trt"]["by_subset"]["image"]["retention"] == 0
     assert accuracy["trt"]["by_subset"]["text"]["retention"] == 1
     assert measured[2]["gate"] == 0.98
+
+
+def test_a_combination_of_parts_of_one_set_is_as_right_and_as_large_as_the_set(measured):
+    result = measured[2]
+    (point,) = result["pareto"]["points"]  # both sets have the same files
+
+    assert point["parts"] == dict.fromkeys(("image", "audio", "text", "head"), "cpu")
+    assert {key: point[key] for key in ("accuracy", "interval", "n")} == {
+        key: result["accuracy"]["cpu"][key] for key in ("accuracy", "interval", "n")
+    }
+    assert point["bytes"] == result["size"]["cpu"]["bytes"]
+    assert point["latency"]["p50_ms"] == pytest.approx(result["stages"]["cpu"]["total"]["p50_ms"], rel=0.01)
+    assert point["frontier"]
+
+
+def test_an_engine_without_a_plan_gives_no_bound_and_the_cpu_is_held_against_its_peaks(measured):
+    found = measured[2]["ceilings"]
+
+    (why,) = found["no_bounds"]
+    assert "image.engine has no plan beside it that can be read" in why
+    assert found["decision"] == {}
+    assert {(row["part_set"], row["part"]) for row in found["cpu"]["parts"]} == {
+        (part_set, part) for part_set in ("fp32", "cpu") for part in ("image", "audio", "text", "head")
+    }
 
 
 def test_size_memory_and_first_answer_come_with_what_they_are_compared_to(measured):

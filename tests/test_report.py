@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from edgefuse.benchmarks import report as report_module
+from edgefuse.benchmarks.gpu_peaks import DEVICES
 from edgefuse.benchmarks.latency import distribution, speedup, summarise
+from edgefuse.benchmarks.limits import LABEL, total
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds
 from edgefuse.benchmarks.report import JUDGE, render
+from edgefuse.benchmarks.roofline import engine_bounds, published
 
 HOSTILE = "<script>alert('x')</script>&\"<img src=x onerror=y>"
 STAGES = ("decode", "preprocess", "image", "text", "head")
@@ -91,6 +94,8 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
             for name, factor in sets.items()
         },
         "accuracy": {name: _judged(None if name == "fp32" else retention) for name in sets},
+        "pareto": _combinations(),
+        "ceilings": _ceilings(),
         "engines": [{**engine, **known, "built_from_these_parts": True}, {**engine, "part": HOSTILE}],
         "environment": {
             "cpu": HOSTILE,
@@ -115,6 +120,44 @@ def _judged(retention: float | None) -> dict:
     }
     whole = {**score, "by_answer_type": {HOSTILE: score, "$money$": score}}
     return {**whole, "by_subset": dict.fromkeys(SUBSETS, whole)}
+
+
+def _combinations() -> dict:
+    """Four combinations, of which two are on the frontier."""
+    points = []
+    for number, (image, words) in enumerate([("cpu", "cpu"), ("cpu", "fp32"), ("fp32", "cpu"), ("fp32", "fp32")]):
+        latency = summarise([1.0 + number] * 5)
+        right = 0.9 + 0.01 * (number == 1)
+        about = {"accuracy": right, "interval": [right - 0.05, right + 0.04], "n": 200, "bytes": 5_000_000}
+        parts = {"image": image, "text": words, "head": "cpu"}
+        told = {"model": HOSTILE, "parts": parts, "latency": latency, "p50_interval_ms": [0.9 + number, 1.1 + number]}
+        points.append({**told, **about, "frontier": number < 2})
+    return {"sensors": "image+text", "points": points, "notes": [HOSTILE]}
+
+
+def _ceilings() -> dict:
+    """Of an engine of one kernel, and of one part on the CPU."""
+    kernel = {"kernel": "k", "node": HOSTILE, "precision": "Half", "flops": 4096, "bytes": 6144}
+    engine = engine_bounds({"target": "tensorrt", "part": "image", "kernels": [kernel], "unplaced_flops": 9}, DEVICES)
+    bound = {device.key: total([engine["total"][device.key]]) for device in DEVICES}
+    row = {"part_set": "cpu", "part": "image", "precision": "int8", "threads": 1, "flops": 4096, "bytes": 6144}
+    shares = {"intensity": 0.67, "flops_per_s": 1e9, "share_of_peak": 0.123, "share_of_roofline": 0.456}
+    peaks = {"fp32_flops": 1.234e11, "int8_flops": 4e11, "stream_bytes": 1e10}
+    return {
+        "label": LABEL,
+        "notes": [HOSTILE],
+        "devices": [published(device) for device in DEVICES],
+        "ranked_by": DEVICES[0].key,
+        "engines": [{**engine, "kernels": 1}],
+        "decision": {"tensorrt": bound},
+        "no_bounds": [],
+        "largest": {"tensorrt": [{"part": "image", **engine["kernels"][0]}]},
+        "cpu": {
+            "peaks": {"1": peaks},
+            "parts": [{**row, **shares, "latency": summarise([2.0] * 4)}],
+            "notes": [HOSTILE],
+        },
+    }
 
 
 class Page(HTMLParser):
@@ -189,7 +232,8 @@ def test_what_a_bundle_says_is_text_and_never_markup(page, html):
 def test_drawings_have_a_name_and_take_their_colours_from_the_page(page, html):
     drawings = [attributes for tag, attributes in page.elements if tag == "svg"]
 
-    assert [drawing["aria-label"].split(" ", 1)[0] for drawing in drawings] == ["Share", "Mean", "Accuracy", "Accuracy"]
+    named = [drawing["aria-label"].split(" ", 1)[0] for drawing in drawings]
+    assert named == ["Share", "Mean", "Accuracy", "Accuracy", "Accuracy"]
     assert all(drawing["role"] == "img" and "viewbox" in drawing for drawing in drawings)
     svg = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL))
     assert not re.findall(r"#[0-9a-f]{6}\b", svg)
@@ -282,6 +326,35 @@ def test_what_was_not_measured_says_why():
 
     assert "Not measured: mlcommons-loadgen is not installed." in text
     assert "Not measured: no energy counter." in text
+
+
+def test_every_combination_is_named_in_the_drawing_and_told_in_the_table(html, page):
+    block = page.text.split("Every combination, the fastest first")[1].split("Time to an answer, by sensors")[0]
+
+    (drawing,) = re.findall(r"<svg[^>]*frontier joined.*?</svg>", html, flags=re.DOTALL)
+    for image in ("fp32", "cpu"):
+        for words in ("fp32", "cpu"):
+            assert f"{image}/{words}</text>" in drawing
+            assert block.count(f"image {image}, text {words}") == 1
+    assert block.count("yes") == 2
+    assert HOSTILE in block
+
+
+def test_every_bound_stands_beside_the_word_bound_and_what_was_measured_does_not(page):
+    block = page.text.split("Ceilings")[1].split("How it was measured")[0]
+    bounds, measured = block.split("Peaks of this CPU, measured in this run")
+
+    assert bounds.count(LABEL) == len(DEVICES) + 1 + 2, "a row for each device, one kernel, two captions"
+    assert "123.4400.010.0" in measured
+    assert "12.345.6" in measured
+    assert "Bound, not measured: " + HOSTILE in measured
+
+
+def test_ceilings_that_were_not_measured_say_why():
+    report = make_report()
+    report["ceilings"] = {"not_measured": f"no onnx {HOSTILE}"}
+
+    assert f"CeilingsNot measured: no onnx {HOSTILE}." in Page(render(report)).text
 
 
 def test_energy_is_told_of_every_meter():

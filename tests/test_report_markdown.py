@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from edgefuse.benchmarks.gpu_peaks import DEVICES
+from edgefuse.benchmarks.limits import LABEL
 from edgefuse.benchmarks.markdown import code, table, text
 from edgefuse.benchmarks.report_markdown import render_markdown
 from tests.test_report import HOSTILE, make_report
@@ -39,6 +41,16 @@ def test_what_a_bundle_says_is_text(markdown):
     assert "<img" not in prose
     assert "&lt;script" in prose
     assert "\\$money\\$" in prose
+
+
+def test_combinations_and_ceilings_are_told_as_on_the_page(markdown):
+    combinations = markdown.split("## Accuracy with latency")[1].split("\n## ")[0]
+    ceilings = markdown.split("## Ceilings")[1].split("\n## ")[0]
+
+    assert combinations.count("| image ") == 4
+    assert combinations.count("| yes |") == 2
+    assert ceilings.count(f"| {LABEL} |") == len(DEVICES) + 1
+    assert "12.3 | 45.6 |" in ceilings
 
 
 def test_bad_news_and_a_quick_run_are_told():

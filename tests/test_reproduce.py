@@ -23,6 +23,8 @@ def test_every_figure_has_a_command_that_a_shell_takes_as_it_stands():
         "everything on this page",
         "accuracy, fp32 parts",
         "accuracy, trt parts",
+        "accuracy with latency",
+        "ceilings",
         "memory, fp32 parts",
         "first answer",
         "size on disk",
@@ -31,4 +33,10 @@ def test_every_figure_has_a_command_that_a_shell_takes_as_it_stands():
     assert everything[:5] == ["edgefuse", "bench", "my bundle", "--out", "out"]
     assert everything[5:] == ["--manifest", "my data/it's.jsonl", "--quick", "--against", "other report.json"]
     assert shlex.split(found["accuracy, trt parts"])[-3:] == ["--limit", "500", "--json"]
+    assert shlex.split(found["accuracy with latency"])[2:] == [
+        "my bundle",
+        "--manifest",
+        "my data/it's.jsonl",
+        "--quick",
+    ]
     assert "--text=-is it $1?" in shlex.split(found["first answer"])

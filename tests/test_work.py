@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -54,6 +55,16 @@ def test_a_product_is_two_operations_for_each_multiply_accumulate_and_moves_each
         "flops": 2 * rows * inner * columns,
         "bytes": 4 * (rows * inner + inner * columns + rows * columns),
     }
+
+
+def test_a_rewritten_part_is_counted_by_the_ends_and_products_of_what_it_was_made_from() -> None:
+    reference = one_product(2, 3, 4)
+    model = onnx.load_from_string(reference)
+    model.graph.node[0].op_type, model.graph.node[0].domain = "FusedMatMul", "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    fused = model.SerializeToString()
+    assert part_work(fused)["flops"] != part_work(reference)["flops"], "the operator is not of ONNX"
+    assert part_work(fused, reference) == part_work(reference)
 
 
 def test_of_an_embedding_table_the_rows_taken_count() -> None:
