@@ -14,7 +14,7 @@ import pytest
 from edgefuse.benchmarks.peers import environments, run
 from edgefuse.benchmarks.peers.catalogue import EAGER, ENVIRONMENTS, HUGGING_FACE, OPENVINO_INT8, OURS, PEERS
 from edgefuse.benchmarks.peers.contract import SAMPLES, WHOLE, Job, our_host
-from edgefuse.benchmarks.peers.environments import NotMeasuredError, environment, last_line, weigh
+from edgefuse.benchmarks.peers.environments import NotMeasuredError, described, environment, last_line, weigh
 from edgefuse.benchmarks.peers.peer_edgefuse import open_peer as open_edgefuse
 from edgefuse.benchmarks.peers.peer_onnx import open_peer as open_onnx
 from edgefuse.benchmarks.peers.race import Start, first_answers, race
@@ -170,6 +170,25 @@ def test_gpu_libraries_and_byte_code_are_weighed_apart(tmp_path):
     assert found.cpu_bytes == 1007
 
 
+def test_an_environment_tells_the_versions_of_what_was_asked_for_and_of_what_computes(tmp_path):
+    for name, version in (("Optimum_ONNX", "0.1.0"), ("torch", "2.9.0"), ("numpy", "2.0.0")):
+        held = tmp_path / f"lib/python3.11/site-packages/{name}-{version}.dist-info"
+        held.mkdir(parents=True)
+        (held / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+    found = described(tmp_path, ["optimum-onnx[onnxruntime]", "absent>=5"])
+
+    assert found["versions"] == {"optimum-onnx": "0.1.0", "torch": "2.9.0"}
+    assert found["disk"]["installed_bytes"] == found["disk"]["cpu_bytes"] > 0
+
+
+def test_a_tool_that_takes_too_long_makes_no_model(job, monkeypatch):
+    monkeypatch.setattr(run, "LONGEST_S", 0.01)
+
+    with pytest.raises(NotMeasuredError, match=r"not made within 0.01 s"):
+        run._make(Path(sys.executable), "makers", ["nncf"], job)
+
+
 @pytest.mark.parametrize(
     ("log", "line"),
     [
@@ -245,6 +264,7 @@ def test_the_whole_race_leaves_a_row_for_every_peer(tiny, tmp_path, monkeypatch)
         batches=2,
         starts=1,
         calibration=4,
+        training=1,
     )
 
     document = run.measure(given)

@@ -9,6 +9,15 @@ EAGER, HUGGING_FACE = "PyTorch eager", "Hugging Face pipeline, PyTorch eager"
 OPTIMUM = ("optimum-onnx INT8, dynamic", "optimum-onnx INT8, static")
 OPENVINO_INT8 = "OpenVINO INT8 (NNCF)"
 
+# ModelOpt's extra for ONNX without its GPU packages (cupy, onnxruntime-gpu), which a CPU does not need to calibrate.
+MODELOPT = (
+    "nvidia-modelopt==0.47.*",
+    "onnx==1.21.*",
+    "onnxruntime==1.24.*",
+    "onnxconverter-common==1.16.*",
+    "onnxslim>=0.1.76",
+    *("onnx-graphsurgeon", "onnxscript", "polygraphy", "cppimport", "lief", "ml_dtypes"),
+)
 # environment -> (extras of edgefuse, packages). Peers without preprocessing of their own have ours, so edgefuse's few
 # base packages are in each of them; what only makes a model is in an environment that is not weighed.
 ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -17,7 +26,7 @@ ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("", ("openvino",)),
     "nncf": ("", ("openvino", "nncf", "onnx")),
     "optimum": ("", ("optimum-onnx[onnxruntime]",)),
-    "modelopt": ("", ("nvidia-modelopt[onnx]==0.47.*",)),
+    "modelopt": ("", MODELOPT),
     "autogluon": ("", ("autogluon.multimodal",)),
 }
 

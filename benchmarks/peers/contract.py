@@ -24,6 +24,7 @@ class Job:
     manifest: str  # the data
     threads: int  # CPU threads, the same for all
     batch: int  # rows of each call, 1 or more
+    training_s: int = 600  # what a peer that trains its own model may take for it
 
     def file(self, name: str) -> Path:
         """A file in `made`."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 from edgefuse.runtime.errors import BackendError
 from edgefuse.runtime.files import write_atomic
@@ -66,20 +69,28 @@ def environment(folder: Path, wheel: Path, extras: str, packages: Sequence[str])
     stamp.unlink(missing_ok=True)
     ours = f"edgefuse[{extras}] @ {wheel.resolve().as_uri()}" if extras else str(wheel)
     if found and {**found, "wheel": asked["wheel"]} == asked:  # only our source has changed
-        _pip("--python", str(python), "install", "--no-deps", "--force-reinstall", str(wheel))
+        _pip("--python", str(python), "install", "--no-compile", "--no-deps", "--force-reinstall", str(wheel))
     else:
         if folder.exists():
             shutil.rmtree(folder)
         _run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-        _pip("--python", str(python), "install", ours, *packages)
+        _pip("--python", str(python), "install", "--no-compile", ours, *packages)  # the uncounted start compiles
     write_atomic(stamp, json.dumps(asked).encode())
     return python
+
+
+def described(folder: Path, packages: Sequence[str]) -> dict[str, Any]:
+    """{disk, versions} of an environment: its weight, and what it holds of `packages` and of what computes."""
+    found = distributions(path=[str(path) for path in _packages(folder)])
+    held = {_plain(each.name): each.version for each in found}
+    names = [_plain(re.split(r"[^\w.-]", package)[0]) for package in (*packages, "onnxruntime", "torch")]
+    return {"disk": asdict(weigh(folder)), "versions": {name: held[name] for name in names if name in held}}
 
 
 def weigh(folder: Path) -> Weight:
     """What is below site-packages of the environment in `folder`."""
     whole = on_cpu = 0
-    for packages in folder.glob("lib/python*/site-packages"):
+    for packages in _packages(folder):
         for path in packages.rglob("*"):
             parts = path.relative_to(packages).parts
             if "__pycache__" in parts or not path.is_file():
@@ -89,6 +100,14 @@ def weigh(folder: Path) -> Weight:
             if not parts[0].startswith(_GPU_FOLDERS) and not (".so" in path.name and "cuda" in path.name):
                 on_cpu += size
     return Weight(whole, on_cpu)
+
+
+def _packages(folder: Path) -> list[Path]:
+    return list(folder.glob("lib/python*/site-packages"))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()  # as PEP 503 compares names
 
 
 def _pip(*arguments: str) -> None:

@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.latency import pools_by_sensors, spread, summarise
 from edgefuse.benchmarks.peers.catalogue import ENVIRONMENTS, OURS, PEERS, Peer
 from edgefuse.benchmarks.peers.contract import SAMPLES, WHOLE, Job, Query
-from edgefuse.benchmarks.peers.environments import NotMeasuredError, build_wheel, environment, last_line, weigh
+from edgefuse.benchmarks.peers.environments import NotMeasuredError, build_wheel, described, environment, last_line
 from edgefuse.benchmarks.peers.race import Start, Times, first_answers, race
 from edgefuse.benchmarks.peers.verdicts import bars, markdown, ours_over_theirs
 from edgefuse.benchmarks.peers.whole_model import calibration_tensors, one_graph
@@ -36,6 +37,7 @@ from edgefuse.runtime.manifest import Example, read_manifest
 
 RESULT = Path(__file__).resolve().parents[1] / "results" / "peers.json"
 SENSORS = ("image", "audio", "text")
+LONGEST_S = 3600  # until a tool has made its model
 
 
 def main() -> None:
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=64, help="timed calls for the throughput")
     parser.add_argument("--starts", type=int, default=5, help="cold starts of each peer")
     parser.add_argument("--calibration", type=int, default=256, help="training lines for the INT8 peers")
+    parser.add_argument("--training", type=int, default=600, help="seconds that AutoGluon may train")
     parser.add_argument("--result", type=Path, default=RESULT)
     given = parser.parse_args()
     try:
@@ -83,7 +86,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         EdgefuseError: an option, the bundle or the manifest cannot be used, or edgefuse itself cannot be installed.
     """
-    for option in ("threads", "queries", "warmup", "batch", "batches", "starts", "calibration"):
+    for option in ("threads", "queries", "warmup", "batch", "batches", "starts", "calibration", "training"):
         if getattr(given, option) < 1:
             raise OptionError(f"--{option}: found {getattr(given, option)}, it must be 1 or more")
     peers, fallen = chosen(given.only)
@@ -95,8 +98,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     lines = spread(_lines(given.manifest, bundle, "test"), given.warmup + given.queries)
     _write_inputs(bundle, spread(_lines(given.manifest, bundle, "train"), given.calibration), made)
     run = str(given.run.resolve()) if given.run else None
-    job = Job(str(given.bundle.resolve()), str(made), run, str(given.manifest.resolve()), given.threads, 1)
-    starts, disks = _prepared(peers, given.out.resolve(), job, fallen)
+    paths = (str(given.bundle.resolve()), str(made), run, str(given.manifest.resolve()))
+    job = Job(*paths, threads=given.threads, batch=1, training_s=given.training)
+    starts, environments = _prepared(peers, given.out.resolve(), job, fallen)
     queries = [_query(line, bundle) for line in lines]
     cold = _kept(first_answers(starts, job, queries[0], given.starts), fallen)
     single = _kept(race(_left(starts, fallen), job, [[query] for query in queries], given.warmup), fallen)
@@ -116,7 +120,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             "no_rows_per_s": alone_only.get(peer.name),
             "cold_start": {key: first.pop(key) for key in ("median_s", "runs_s")},
             **first,
-            "disk": disks[peer.environment],
+            **environments[peer.environment],
             "accuracy": score(_right(single[peer.name], judged, bundle)),
             "takes": [sensor for sensor in peer.takes if sensor in bundle.info.modalities],
         }
@@ -146,8 +150,8 @@ def _write_inputs(bundle: Bundle, lines: list[Example], made: Path) -> None:
 
 
 def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) -> tuple[list[Start], dict[str, Any]]:
-    """Install and make what each peer needs; what fails goes into `fallen`. Also the weight of each environment."""
-    starts, disks = [], {}
+    """Install and make what each peer needs; what fails goes into `fallen`. Also what each environment holds."""
+    starts, environments = [], {}
     wheel = build_wheel(out / "environments")
     (out / "logs").mkdir(parents=True, exist_ok=True)
     for peer in peers:
@@ -156,7 +160,8 @@ def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) ->
             if peer.needs_run and job.run is None:
                 raise NotMeasuredError("it runs the trained run; give it with --run")
             python = _installed(peer.environment, out, wheel)
-            disks[peer.environment] = asdict(weigh(out / "environments" / peer.environment))
+            folder = out / "environments" / peer.environment
+            environments[peer.environment] = described(folder, ENVIRONMENTS[peer.environment][1])
             if peer.maker:
                 where, module, *arguments = peer.maker
                 _make(_installed(where, out, wheel), module, arguments, job)
@@ -167,16 +172,22 @@ def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) ->
             continue
         log = out / "logs" / f"{peer.name}.log"
         starts.append(Start(peer.name, python, peer.module, peer.option, log))
-    return starts, disks
+    return starts, environments
 
 
 def _installed(name: str, out: Path, wheel: Path) -> Path:
-    return environment(out / "environments" / name, wheel, *ENVIRONMENTS[name])
+    began = time.perf_counter()
+    python = environment(out / "environments" / name, wheel, *ENVIRONMENTS[name])
+    print(f"  environment {name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    return python
 
 
 def _make(python: Path, module: str, arguments: list[str], job: Job) -> None:
     command = [str(python), "-m", f"edgefuse.benchmarks.peers.{module}", *arguments, json.dumps(asdict(job))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_S)
+    except subprocess.TimeoutExpired as error:
+        raise NotMeasuredError(f"its model was not made within {LONGEST_S} s") from error
     if done.returncode:
         raise NotMeasuredError(f"its model could not be made: {last_line(done.stderr)}")
 
