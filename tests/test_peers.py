@@ -6,15 +6,18 @@ import json
 import shutil
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from edgefuse.benchmarks.peers import environments, run
 from edgefuse.benchmarks.peers.catalogue import EAGER, ENVIRONMENTS, HUGGING_FACE, OPENVINO_INT8, OURS, PEERS
 from edgefuse.benchmarks.peers.contract import SAMPLES, WHOLE, Job, our_host
 from edgefuse.benchmarks.peers.environments import NotMeasuredError, described, environment, last_line, weigh
+from edgefuse.benchmarks.peers.peer_autogluon import _text_model
 from edgefuse.benchmarks.peers.peer_edgefuse import open_peer as open_edgefuse
 from edgefuse.benchmarks.peers.peer_onnx import open_peer as open_onnx
 from edgefuse.benchmarks.peers.race import Start, first_answers, race
@@ -24,6 +27,7 @@ from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import OptionError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.predictor import predict_once
+from edgefuse.runtime.preprocess import Preprocessor
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +283,15 @@ def test_the_whole_race_leaves_a_row_for_every_peer(tiny, tmp_path, monkeypatch)
     assert "--run" in rows[EAGER]["not_measured"]
     assert "openvino" in rows["OpenVINO FP32"]["not_measured"]
     json.dumps(document, allow_nan=False)
+
+
+def test_autogluons_text_model_is_read_by_transformers_with_the_pieces_of_the_bundle(job, tmp_path):
+    folder = _text_model(replace(job, made=str(tmp_path)))
+    reads = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    assert type(model).__name__ == "ElectraModel"
+    assert model.config.vocab_size == len(reads)
+    assert model.config.pad_token_id == reads.pad_token_id
+    tokenizer = Preprocessor(Bundle.open(Path(job.bundle))).tokenizer
+    ids, mask = tokenizer.encode(["which color"])
+    assert reads("which color")["input_ids"] == ids[0][mask[0] == 1].tolist()

@@ -50,16 +50,24 @@ def train(job: Job) -> None:
 
 def _text_model(job: Job) -> str:
     """The preset's text model, ELECTRA-small, as a folder without weights, with the vocabulary of the bundle."""
-    from transformers import ElectraConfig, PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
 
     from edgefuse.runtime.bundle import TOKENIZER_FILE
 
+    folder = job.file(TEXT_MODEL)
+    folder.mkdir(exist_ok=True)
+    pieces = Tokenizer.from_file(str(Path(job.bundle) / TOKENIZER_FILE))
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
-    pieces = PreTrainedTokenizerFast(tokenizer_file=str(Path(job.bundle) / TOKENIZER_FILE), **special)
-    folder = str(job.file(TEXT_MODEL))
-    pieces.save_pretrained(folder)
-    ElectraConfig(vocab_size=len(pieces), pad_token_id=pieces.pad_token_id).save_pretrained(folder)
-    return folder
+    pieces.add_special_tokens(list(special.values()))  # those that ours lacks
+    size = {"vocab_size": pieces.get_vocab_size(), "pad_token_id": pieces.token_to_id(special["pad_token"])}
+    files = {
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **special},
+        "config.json": {"model_type": "electra", **size},  # everything else as ELECTRA-small has it
+    }
+    pieces.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return str(folder)
 
 
 def open_peer(option: str, job: Job) -> Opened:
