@@ -8,6 +8,7 @@ Every tool calibrates on the same samples. Dynamic quantization needs none.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -54,7 +55,7 @@ def _optimum(job: Job, config: Any, name: str, rows: Any = None) -> None:
     from optimum.onnxruntime.configuration import CalibrationConfig
 
     with tempfile.TemporaryDirectory(dir=job.made) as folder:
-        (Path(folder) / WHOLE).write_bytes(job.file(WHOLE).read_bytes())
+        shutil.copy(job.file(WHOLE), folder)
         quantizer = ORTQuantizer.from_pretrained(folder, file_name=WHOLE)
         ranges = None
         if rows is not None:
@@ -80,16 +81,18 @@ def modelopt(job: Job, samples: Samples) -> None:
     """NVIDIA ModelOpt by entropy; what is not INT8 stays FP32, since CPUs compute no FP16."""
     from modelopt.onnx.quantization import quantize
 
-    quantize(
-        str(job.file(WHOLE)),
-        quantize_mode="int8",
-        calibration_data=samples,
-        calibration_method="entropy",
-        calibration_eps=["cpu"],
-        high_precision_dtype="fp32",
-        output_path=str(job.file("modelopt_int8.onnx")),
-        log_level="ERROR",
-    )
+    with tempfile.TemporaryDirectory(dir=job.made) as folder:
+        copy = shutil.copy(job.file(WHOLE), folder)  # it writes over what it is given, which other peers run
+        quantize(
+            str(copy),
+            quantize_mode="int8",
+            calibration_data=samples,
+            calibration_method="entropy",
+            calibration_eps=["cpu"],
+            high_precision_dtype="fp32",
+            output_path=str(job.file("modelopt_int8.onnx")),
+            log_level="ERROR",
+        )
 
 
 TOOLS = {tool.__name__: tool for tool in (nncf, optimum_dynamic, optimum_static, modelopt)}
