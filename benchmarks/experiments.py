@@ -26,11 +26,21 @@ def edgefuse(*arguments: str) -> Result:
     Raises:
         EdgefuseError: it failed; it has said why.
     """
-    Console(stderr=True, highlight=False).print(f"$ edgefuse {shlex.join(arguments)}", soft_wrap=True)
-    command = [sys.executable, "-m", "edgefuse.runtime.cli", *arguments, "--json"]
+    return printed("edgefuse", "edgefuse.runtime.cli", *arguments, "--json")
+
+
+def printed(name: str, module: str, *arguments: str) -> Result:
+    """Run a module, and return the JSON of its last line; `name` is what messages call it.
+
+    Raises:
+        EdgefuseError: it failed; it has said why.
+    """
+    told = f"{name} {shlex.join(arguments).removesuffix(' --json')}"
+    Console(stderr=True, highlight=False).print(f"$ {told}", soft_wrap=True)
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise EdgefuseError(f"`edgefuse {shlex.join(arguments)}` failed with exit code {done.returncode}; see above")
+        raise EdgefuseError(f"`{told}` failed with exit code {done.returncode}; see above")
     result: Result = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -1,9 +1,9 @@
-"""What robust training gives, from nothing: `python benchmarks/robustness.py noise|missing|fgsm|flite|speakers|gain`.
+"""What training gives, each from nothing: `python benchmarks/robustness.py EXPERIMENT`.
 
 Each experiment makes its data, trains, measures, and says whether its bar is reached, also in
 benchmarks/results/robustness_<experiment>.json; a second call goes on where the first one stopped. `speakers` needs
 recordings of the Free Spoken Digit Dataset (`--recordings`), `flite` needs flite.
-Minutes on two quiet CPU cores, about: noise 10, missing 25, fgsm 25, flite 35, speakers 30, gain 70.
+Minutes of one CPU core, about: noise 20, missing 40, fgsm 40, flite 40, speakers 90, gain 70, throughput 5.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from edgefuse.benchmarks.experiments import Result, accuracies, conclude, edgefuse, trained_bundle
+from edgefuse.benchmarks.experiments import Result, accuracies, conclude, edgefuse, printed, trained_bundle
 
 DIGITS = ("av_digits", "data.manifest={data}/manifest.jsonl")
 NOISY = ("augment={noise: {rate: 0.4, severity: [2, 5]}, hiss: {rate: 0.2, severity: [1, 4]}}",)
@@ -82,9 +82,7 @@ def fgsm(out: Path, recordings: Path) -> Result:
 
 def flite(out: Path, recordings: Path) -> Result:
     """easy_vqa asked by a synthesizer that training never heard, against the typed question. Bar: -3 points."""
-    data = out / "data" / "easy_vqa"
-    if not (data / "test_flite.jsonl").exists():
-        edgefuse("data", "easy-vqa", "--out", str(data))
+    data = _easy_vqa(out)
     bundle = trained_bundle(out / "voices", "easy_vqa", f"data.manifest={data}/manifest.jsonl", *VOICES)
     typed = accuracies(bundle, data / "manifest.jsonl")
     spoken = accuracies(bundle, data / "test_flite.jsonl")["image+audio"]
@@ -114,9 +112,25 @@ def gain(out: Path, recordings: Path) -> Result:
     return {**found, "reached": found["kept"] >= 0.99 and cheap and every["low"] > 0}
 
 
+def throughput(out: Path, recordings: Path) -> Result:
+    """Steps of easy_vqa with every distinct sensor encoded once, against plain ones. Bars: 5 times, the same loss."""
+    manifest = _easy_vqa(out) / "manifest.jsonl"
+    options = ("easy_vqa", "--data", str(manifest), "--steps", "10")
+    found = printed("python train/throughput.py", "edgefuse.train.throughput", *options)
+    return {**found, "reached": found["ratio"] >= 5 and found["loss_apart"] < 1e-4}
+
+
 EXPERIMENTS: dict[str, Callable[[Path, Path], Result]] = {
-    function.__name__: function for function in (noise, missing, fgsm, flite, speakers, gain)
+    function.__name__: function for function in (noise, missing, fgsm, flite, speakers, gain, throughput)
 }
+
+
+def _easy_vqa(out: Path) -> Path:
+    """The folder of easy_vqa, made where it is not there."""
+    data = out / "data" / "easy_vqa"
+    if not (data / "test_flite.jsonl").exists():
+        edgefuse("data", "easy-vqa", "--out", str(data))
+    return data
 
 
 def _digits(out: Path) -> Path:

@@ -155,4 +155,4 @@ def _arguments() -> argparse.Namespace:
 
 if __name__ == "__main__":
     given = _arguments()
-    print(json.dumps(throughput(given.recipe, given.data, given.steps), indent=2))
+    print(json.dumps(throughput(given.recipe, given.data, given.steps)))
