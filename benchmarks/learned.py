@@ -81,7 +81,8 @@ def _gain(document: Document) -> tuple[str, bool]:
 
 def _lora(document: Document) -> tuple[str, bool]:
     seeds = len(document["accuracy"]["lora"])
-    told = f"{document['difference']:+.1f} points, {_percent(document['share'])} trained, {seeds} seed{'s' if seeds > 1 else ''}"
+    trained = f"{_percent(document['share'])} trained, {seeds} seed{'s' if seeds > 1 else ''}"
+    told = f"{document['difference']:+.1f} points, {trained}"
     return told, document["difference"] >= -1 and document["share"] <= 0.02
 
 
