@@ -45,6 +45,13 @@ def printed(name: str, module: str, *arguments: str) -> Result:
     return result
 
 
+def made_data(verb: str, folder: Path, last: str = "manifest.jsonl") -> Path:
+    """The folder of generated data, made by `edgefuse data VERB` where the file that it writes last is not there."""
+    if not (folder / last).exists():
+        edgefuse("data", verb, "--out", str(folder))
+    return folder
+
+
 def made_bundle(run: Path, bundle: Path) -> Path:
     """The bundle of a finished run, exported where it is not there."""
     if not (bundle / "bundle.json").exists():

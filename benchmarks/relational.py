@@ -11,7 +11,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from edgefuse.benchmarks.experiments import Result, conclude, edgefuse, made_bundle
+from edgefuse.benchmarks.experiments import Result, conclude, edgefuse, made_bundle, made_data
 
 RECIPE = "relational_vqa"
 BARS = {"plain": 0.98, "relational": 0.94}
@@ -28,9 +28,7 @@ KNOWN = ("text.freeze=true", "audio.freeze=true")  # from the second lesson on
 
 def relational(out: Path) -> Result:
     """{typed, spoken: {answer type: score}, reached}."""
-    manifest = out / "data" / "manifest.jsonl"
-    if not manifest.exists():
-        edgefuse("data", "relational-vqa", "--out", str(manifest.parent))
+    manifest = made_data("relational-vqa", out / "data") / "manifest.jsonl"
     data = f"data.manifest={manifest}"
     sentences, objects, relations = (out / lesson for lesson in ("sentences", "objects", "relations"))
     edgefuse("pretrain", RECIPE, data, *SENTENCES, "--out", str(sentences))
