@@ -171,7 +171,7 @@ def _board(
     )
     web = stack.enter_context(Web(board, port, asked.web_host))
     told.notice(Notice(time.monotonic_ns() / 1e6, "page", True, f"open {web.url}"))
-    told.decisions.append(board.decision)
+    told.decisions.insert(0, board.decision)  # before it is printed: who reads a decision may ask the page at once
     told.alarms.append(board.alarm)
     told.notices.append(board.notice)
     return board
