@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
 from edgefuse.runtime.media import Pcm, Pixels
 
@@ -95,6 +96,14 @@ def _slow(pcm: Pcm, times: float, rng: Generator) -> Pcm:
     return _to_pcm(slow[: len(pcm)])
 
 
+def _cut(pcm: Pcm, below_db: float, rng: Generator) -> Pcm:
+    """What a hasty voice detector hears: from the first to the last frame that is not so far below the loudest."""
+    power = _powers(pcm)  # [frames]
+    loud = np.flatnonzero(power >= power.max() / 10 ** (below_db / 10))
+    heard = pcm[loud[0] * FRAME : (loud[-1] + 1) * FRAME]
+    return np.pad(heard, (0, len(pcm) - len(heard)))
+
+
 def _reverberation(pcm: Pcm, rt60_s: float, rng: Generator) -> Pcm:
     """The direct sound and noise that decays by 60 dB in `rt60_s` (Polack 1988), its energy proportional to that."""
     time_s = np.arange(len(pcm)) / RATE_HZ
@@ -137,10 +146,15 @@ def _clipping(pcm: Pcm, gain_db: float, rng: Generator) -> Pcm:
 
 def _mixed(pcm: Pcm, noise: Any, snr_db: float) -> Pcm:
     """`noise` under a sound, so far below what it is where it is not paused; the pauses are filled too."""
-    frames = np.pad(pcm, (0, -len(pcm) % FRAME)).reshape(-1, FRAME)
-    power = np.square(frames, dtype=np.float64).mean(axis=1)  # [frames]
+    power = _powers(pcm)  # [frames]
     loud = power[power >= QUIET * power.max()].mean()
     return _to_pcm(pcm + noise * np.sqrt(loud / 10 ** (snr_db / 10) / max(np.square(noise).mean(), 1e-12)))
+
+
+def _powers(pcm: Pcm) -> NDArray[np.float64]:
+    """Of each FRAME of the sound, the last one filled up with silence."""
+    frames = np.pad(pcm, (0, -len(pcm) % FRAME)).reshape(-1, FRAME)
+    return np.square(frames, dtype=np.float64).mean(axis=1)
 
 
 def _to_pcm(values: Any) -> Pcm:
@@ -183,6 +197,7 @@ CORRUPTIONS = {
     "blur": Corruption("image", "sigma as a share of the shorter side", (0.01, 0.02, 0.03, 0.05, 0.08), _blur),
     "noise": Corruption("image", "standard deviation as a share of 255", (0.08, 0.16, 0.25, 0.35, 0.5), _noise),
     "slow": Corruption("audio", "times as slow", (1.1, 1.25, 1.4, 1.6, 1.8), _slow),
+    "cut": Corruption("audio", "dB below the loudest that is cut off the ends", (30, 24, 18, 12, 6), _cut),
     "reverberation": Corruption("audio", "s to decay by 60 dB", (0.15, 0.3, 0.6, 1.0, 1.6), _reverberation),
     "babble": Corruption("audio", "dB of sound over noise", (20, 15, 10, 5, 0), _babble),
     "hiss": Corruption("audio", "dB of sound over noise", (30, 20, 10, 5, 0), _hiss),

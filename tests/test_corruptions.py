@@ -56,6 +56,10 @@ def error(name: str, severity: float) -> float:
             errors.append(len(pairs - kept) / len(pairs))
         elif corruption.sensor == "image":
             errors.append(np.abs(corruption(picture(), severity, draws(seed)).astype(float) - picture()).mean())
+        elif name == "cut":  # how much of it is gone
+            swell = sound() * np.hanning(RATE_HZ).astype(np.float32)
+            lost = [np.count_nonzero(x) for x in (swell, corruption(swell, severity, draws(seed)))]
+            errors.append(1 - lost[1] / lost[0])
         elif name == "slow":  # how much later it all is said
             moments = [
                 np.average(np.arange(RATE_HZ), weights=np.square(x))
@@ -205,6 +209,18 @@ def test_slow_speech_takes_the_stated_time_at_the_same_pitch_and_loudness(severi
     assert (
         power[np.abs(frequency_hz / 137 - np.rint(frequency_hz / 137)) < 0.02].sum() > 0.9 * power.sum()
     )  # a period is no whole number of samples
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_a_cut_takes_what_is_below_the_stated_loudness_off_both_ends_and_leaves_pauses(severity: int) -> None:
+    below_db = CORRUPTIONS["cut"].levels[severity - 1]
+    frames_db = np.array([-below_db - 1, -below_db - 3, -below_db + 1, -90, 0, -90, -below_db - 1])
+    tone = np.sin(2 * np.pi * 1000 * np.arange(RATE_HZ // 50) / RATE_HZ)
+    said = (0.5 * np.outer(10 ** (frames_db / 20), tone)).ravel().astype(np.float32)
+    frame = len(tone)
+    cut = CORRUPTIONS["cut"](said, severity, draws())
+    assert np.array_equal(cut[: 3 * frame], said[2 * frame : 5 * frame])
+    assert not cut[3 * frame :].any()
 
 
 def test_slow_speech_never_outgrows_its_sound() -> None:
