@@ -45,10 +45,10 @@ def printed(name: str, module: str, *arguments: str) -> Result:
     return result
 
 
-def made_data(verb: str, folder: Path, last: str = "manifest.jsonl") -> Path:
+def made_data(verb: str, folder: Path, *options: str, last: str = "manifest.jsonl") -> Path:
     """The folder of generated data, made by `edgefuse data VERB` where the file that it writes last is not there."""
     if not (folder / last).exists():
-        edgefuse("data", verb, "--out", str(folder))
+        edgefuse("data", verb, "--out", str(folder), *options)
     return folder
 
 

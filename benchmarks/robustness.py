@@ -25,8 +25,8 @@ ALONE = {  # subset: how a model is trained for it alone
 }
 EVERY = ("data.subsets_per_line=3",)  # each line as each of them in every step, so all learn as much as alone
 FEW = (  # of 10,500, in steps that are many for so few
-    *("data.limit=2000", "data.groups_per_step=32", "data.subsets_per_line=3"),
-    *("train.epochs=12", "train.validate_every=12"),
+    *("data.limit=4000", "data.groups_per_step=32", "data.subsets_per_line=3"),
+    *("train.epochs=16", "train.validate_every=16"),
 )
 EPS = 4.0  # of 255
 VOICES = (  # an ear that has heard many people, and what other synthesizers and microphones do to a voice
@@ -83,7 +83,7 @@ def fgsm(out: Path, recordings: Path) -> Result:
 
 def flite(out: Path, recordings: Path) -> Result:
     """easy_vqa asked by a synthesizer that training never heard, against the typed question. Bar: -3 points."""
-    data = _easy_vqa(out)
+    data = made_data("easy-vqa", out / "data" / "easy_vqa_pico", "--pico", "80", last="test_flite.jsonl")
     bundle = trained_bundle(out / "voices", "easy_vqa", f"data.manifest={data}/manifest.jsonl", *VOICES)
     typed = accuracies(bundle, data / "manifest.jsonl")
     spoken = accuracies(bundle, data / "test_flite.jsonl")["image+audio"]
@@ -106,14 +106,14 @@ def speakers(out: Path, recordings: Path) -> Result:
 def gain(out: Path, recordings: Path) -> Result:
     """av_digits with few lines: students with five teachers of their own kind, and without. Bars: 99 % kept, a gain."""
     _digits(out)
-    options = ("--size", "small", "--ensemble", "5", "--seeds", "5", "--out", str(out / "gain"))
+    options = ("--ensemble", "5", "--seeds", "5", "--out", str(out / "gain"))
     found = edgefuse("gain", *_settings(out), *FEW, *options)
     return {**found, "reached": learned.gain(found)[1]}
 
 
 def throughput(out: Path, recordings: Path) -> Result:
     """Steps of easy_vqa with every distinct sensor encoded once, against plain ones. Bars: 5 times, the same loss."""
-    manifest = _easy_vqa(out) / "manifest.jsonl"
+    manifest = made_data("easy-vqa", out / "data" / "easy_vqa") / "manifest.jsonl"
     options = ("easy_vqa", "--data", str(manifest), "--steps", "10")
     found = printed("python train/throughput.py", "edgefuse.train.throughput", *options)
     return {**found, "reached": found["ratio"] >= 5 and found["loss_apart"] < 1e-4}
@@ -122,10 +122,6 @@ def throughput(out: Path, recordings: Path) -> Result:
 EXPERIMENTS: dict[str, Callable[[Path, Path], Result]] = {
     function.__name__: function for function in (noise, missing, fgsm, flite, speakers, gain, throughput)
 }
-
-
-def _easy_vqa(out: Path) -> Path:
-    return made_data("easy-vqa", out / "data" / "easy_vqa", "test_flite.jsonl")
 
 
 def _digits(out: Path) -> Path:

@@ -17,9 +17,14 @@ Voices = Annotated[int, typer.Option(min=1, help="Training voices that speak eve
 
 
 @data.command("easy-vqa")
-def easy_vqa(out: Out, voices: Voices = 120, as_json: Json = False) -> None:
+def easy_vqa(
+    out: Out,
+    voices: Voices = 120,
+    pico: Annotated[int, typer.Option(min=0, help="Training voices of a second synthesizer, SVOX Pico.")] = 0,
+    as_json: Json = False,
+) -> None:
     """Spoken easy-VQA: pictures, and questions as text and as speech."""
-    run_verb("train.corpora:easy_vqa", as_json, out, voices)
+    run_verb("train.corpora:easy_vqa", as_json, out, voices, pico)
 
 
 @data.command("relational-vqa")

@@ -27,7 +27,7 @@ TRAIN_VOICES = 120  # draws of accent, variant, rate and pitch; each speaks ever
 VAL_EVERY = 20  # one training picture in 20 is held out for validation
 
 
-def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
+def easy_vqa(out: Path, voices: int = TRAIN_VOICES, pico: int = 0) -> dict[str, Any]:
     """Write spoken easy-VQA to `out`: images/, sounds/, manifest.jsonl and, with flite, test_flite.jsonl.
 
     Sounds that are already there are kept, so a second call is quick.
@@ -35,12 +35,13 @@ def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     Args:
         out: the folder of the corpus.
         voices: how many training voices are drawn.
+        pico: how many voices of a second synthesizer, SVOX Pico, training hears too.
 
     Returns:
         The manifests' paths and the number of lines and sounds.
 
     Raises:
-        MissingExtraError: easy-vqa or espeakng-loader is not installed.
+        MissingExtraError: easy-vqa or espeakng-loader is not installed, or Pico is to speak and ttspico is not.
     """
     try:
         import easy_vqa as package
@@ -53,7 +54,7 @@ def easy_vqa(out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
     sentences = sorted({question.text for question in questions})
     for picture in {question.picture for question in questions}:
         _copy_once(picture, out / _image_name(picture))
-    spoken = speak_all(out, sentences, voices)
+    spoken = speak_all(out, sentences, voices, pico)
     manifests = write_manifests(out, _rows(questions, spoken), spoken)
     return {"manifests": manifests, "lines": len(questions), "sounds": spoken.count}
 

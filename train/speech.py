@@ -1,4 +1,4 @@
-"""Speech for any sentence, made by eSpeak NG (from espeakng-loader) or flite (from the system's packages)."""
+"""Speech for any sentence: eSpeak NG (from espeakng-loader), SVOX Pico (from ttspico), flite (a system's package)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -80,6 +81,48 @@ class Espeak:
         if status != 0 or not self._chunks:
             raise EdgefuseError(f"eSpeak NG made no sound of {text!r} (status {status}); use words it can speak")
         return np.concatenate(self._chunks), self._rate
+
+
+@dataclass(frozen=True)
+class PicoVoice:
+    """How SVOX Pico speaks."""
+
+    accent: str  # "en-US" or "en-GB"
+    rate: int = 100  # per cent of its own
+    pitch: int = 100  # per cent of its own
+
+
+class Pico:
+    """SVOX Pico (Apache-2.0), an engine for each accent.
+
+    Raises:
+        MissingExtraError: ttspico is not installed. It is no extra, since it asks for PyAudio only to play sounds.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import ttspico
+        except ImportError:
+            raise MissingExtraError(
+                "these voices need SVOX Pico, built by a C compiler: pip install --no-deps ttspico==0.3.2"
+            ) from None
+        self._open = ttspico.TtsEngine
+        self._engines: dict[str, Any] = {}
+
+    def speak(self, text: str, voice: PicoVoice) -> tuple[NDArray[np.int16], int]:
+        """`text` spoken by `voice`: int16 [T] and the sample rate in Hz.
+
+        Raises:
+            EdgefuseError: Pico made no sound.
+        """
+        if voice.accent not in self._engines:
+            self._engines[voice.accent] = self._open(voice.accent)
+        engine = self._engines[voice.accent]
+        engine.rate, engine.pitch = voice.rate, voice.pitch
+        pcm = np.frombuffer(engine.speak(text) or b"", np.int16)
+        if not pcm.any():
+            raise EdgefuseError(f"SVOX Pico made no sound of {text!r}; use words it can speak")
+        return pcm, SAMPLE_RATE
 
 
 def flite_voices() -> tuple[str, ...]:

@@ -13,13 +13,14 @@ from rich.console import Console
 from rich.progress import track
 
 from edgefuse.runtime.files import write_atomic
-from edgefuse.train.speech import Espeak, Voice, flite, flite_voices, save_speech
-from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
+from edgefuse.train.speech import Espeak, Pico, PicoVoice, Voice, flite, flite_voices, save_speech
+from edgefuse.train.voices import TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_pico_voices, draw_voices
 
 MANIFEST, FLITE_MANIFEST = "manifest.jsonl", "test_flite.jsonl"
 FLITE = "flite"  # the pool of another synthesizer, where it is installed
+PICO = "pico"  # of a second one that trains
 
-Voiced = TypeVar("Voiced", Voice, str)  # a voice of eSpeak NG, or the name of one of flite's
+Voiced = TypeVar("Voiced", Voice, PicoVoice, str)  # a voice of eSpeak NG or Pico, or the name of one of flite's
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Spoken:
     """Every sentence in every voice of every pool."""
 
     sentences: tuple[str, ...]
-    voices: dict[str, int]  # pool ("train", "val", "test", FLITE) -> voices in it
+    voices: dict[str, int]  # pool ("train", PICO, "val", "test", FLITE) -> voices in it
 
     @property
     def count(self) -> int:
@@ -35,18 +36,23 @@ class Spoken:
         return len(self.sentences) * sum(self.voices.values())
 
     def sound(self, draw: random.Random, pool: str, sentence: str) -> str:
-        """Where `sentence` lies in a corpus, in a voice of `pool` that is drawn."""
-        return sound_name(pool, draw.randrange(self.voices[pool]), self.sentences.index(sentence))
+        """Where `sentence` lies in a corpus, in a voice of `pool` that is drawn; training's has those of PICO too."""
+        voice, own = draw.randrange(self._count(pool)), self.voices[pool]
+        where = (pool, voice) if voice < own else (PICO, voice - own)
+        return sound_name(*where, self.sentences.index(sentence))
+
+    def _count(self, pool: str) -> int:
+        return self.voices[pool] + (self.voices.get(PICO, 0) if pool == "train" else 0)
 
 
-def speak_all(out: Path, sentences: Sequence[str], training_voices: int) -> Spoken:
+def speak_all(out: Path, sentences: Sequence[str], training_voices: int, pico_voices: int = 0) -> Spoken:
     """Write sounds/<pool><voice>/<sentence>.wav below `out`; what is there is kept.
 
-    The pools "train", "val" and "test" hold eSpeak NG voices of disjoint variants, FLITE those of flite where it is
-    installed.
+    The pools "train", "val" and "test" hold eSpeak NG voices of disjoint variants, PICO `pico_voices` of SVOX Pico for
+    training, and FLITE those of flite where it is installed.
 
     Raises:
-        MissingExtraError: espeakng-loader is not installed.
+        MissingExtraError: espeakng-loader is not installed, or Pico is to speak and ttspico is not.
     """
     pools = {
         "train": draw_voices(TRAIN_VARIANTS, training_voices, seed=1),
@@ -58,6 +64,12 @@ def speak_all(out: Path, sentences: Sequence[str], training_voices: int) -> Spok
     for path, sentence, voice in track(jobs, "eSpeak NG speaks", console=Console(stderr=True)):
         save_speech(path, *espeak.speak(sentence, voice))
     counts = {pool: len(voices) for pool, voices in pools.items()}
+    if pico_voices:
+        pico = Pico()
+        todo = _missing(out, PICO, draw_pico_voices(pico_voices, seed=4), sentences)
+        for path, sentence, pico_voice in track(todo, "Pico speaks", console=Console(stderr=True)):
+            save_speech(path, *pico.speak(sentence, pico_voice))
+        counts[PICO] = pico_voices
     if others := flite_voices():
         missing = _missing(out, FLITE, others, sentences)
         for path, sentence, name in track(missing, "flite speaks", console=Console(stderr=True)):

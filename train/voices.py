@@ -1,13 +1,14 @@
-"""Who speaks in the corpora: eSpeak NG voices, the variants of training, validation and test disjoint."""
+"""Who speaks in the corpora: eSpeak NG voices, the variants of training, validation and test disjoint, and Pico's."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 
-from edgefuse.train.speech import Voice
+from edgefuse.train.speech import PicoVoice, Voice
 
 ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-us-nyc")
+PICO_ACCENTS = ("en-US", "en-GB")
 # eSpeak NG's own voice variants, split by hand so that no test variant has a near twin in training (steph, steph2).
 TEST_VARIANTS = ("Andrea", "Denis", "Mike", "ed", "f2", "f4", "grandma", "klatt3", "m3", "m7", "paul", "steph")
 VAL_VARIANTS = ("Alicia", "Storm", "benjamin", "f5", "klatt5", "m5", "rob", "steph2", "steph3")
@@ -31,5 +32,14 @@ def draw_voices(variants: Sequence[str], count: int, seed: int) -> list[Voice]:
             pitch=draw.randint(30, 75),
             range=draw.randint(20, 90),
         )
+        for index in range(count)
+    ]
+
+
+def draw_pico_voices(count: int, seed: int) -> list[PicoVoice]:
+    """`count` SVOX Pico voices: both accents in turn, with rate and pitch drawn from `seed`."""
+    draw = random.Random(seed)
+    return [
+        PicoVoice(PICO_ACCENTS[index % len(PICO_ACCENTS)], rate=draw.randint(80, 160), pitch=draw.randint(55, 160))
         for index in range(count)
     ]
