@@ -154,7 +154,8 @@ def _mixed(pcm: Pcm, noise: Any, snr_db: float) -> Pcm:
 def _powers(pcm: Pcm) -> NDArray[np.float64]:
     """Of each FRAME of the sound, the last one filled up with silence."""
     frames = np.pad(pcm, (0, -len(pcm) % FRAME)).reshape(-1, FRAME)
-    return np.square(frames, dtype=np.float64).mean(axis=1)
+    powers: NDArray[np.float64] = np.square(frames, dtype=np.float64).mean(axis=1)
+    return powers
 
 
 def _to_pcm(values: Any) -> Pcm:

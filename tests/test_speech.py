@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +14,13 @@ import soundfile
 from numpy.typing import NDArray
 
 from edgefuse.runtime.errors import EdgefuseError, MissingExtraError
-from edgefuse.train import speech
-from edgefuse.train.speech import SAMPLE_RATE, Espeak, Voice, flite, flite_voices, save_speech
+from edgefuse.train import speech, voices
+from edgefuse.train.speech import SAMPLE_RATE, Espeak, Pico, PicoVoice, Voice, flite, flite_voices, save_speech
 
 SENTENCE = "what shape is in the image"
+needs_pico = pytest.mark.skipif(
+    find_spec("ttspico") is None, reason="SVOX Pico is not installed (pip install --no-deps ttspico==0.3.2)"
+)
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed (apt-get install flite)")
 
 
@@ -71,12 +76,50 @@ def test_without_espeak_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         Espeak()
 
 
+@needs_pico
+@pytest.mark.parametrize("accent", voices.PICO_ACCENTS)
+def test_pico_speaks_as_fast_and_as_high_as_it_is_told(accent: str) -> None:
+    pico = Pico()
+    slow, rate = pico.speak(SENTENCE, PicoVoice(accent, rate=80))
+    fast, _ = pico.speak(SENTENCE, PicoVoice(accent, rate=160))
+    assert slow.dtype == np.int16
+    assert 1 < len(slow) / rate < 4
+    assert loudness(slow) > 500
+    assert len(slow) > 1.3 * len(fast)
+    low, _ = pico.speak("aaaah", PicoVoice(accent, pitch=55))
+    high, _ = pico.speak("aaaah", PicoVoice(accent, pitch=160))
+    assert pitch_hz(high, rate) > 1.5 * pitch_hz(low, rate)
+
+
+@needs_pico
+def test_pico_takes_nothing_over_from_the_voice_before() -> None:
+    pico = Pico()
+    first, _ = pico.speak(SENTENCE, PicoVoice("en-GB"))
+    pico.speak("no", PicoVoice("en-US", rate=160, pitch=60))
+    pico.speak("no", PicoVoice("en-GB", rate=160, pitch=60))
+    again, _ = pico.speak(SENTENCE, PicoVoice("en-GB"))
+    assert abs(len(again) - len(first)) < 0.02 * len(first)
+
+
+def test_silence_of_pico_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = SimpleNamespace(speak=lambda text: None)
+    monkeypatch.setitem(sys.modules, "ttspico", SimpleNamespace(TtsEngine=lambda accent: engine))
+    with pytest.raises(EdgefuseError, match=r"SVOX Pico made no sound of '\?'; "):
+        Pico().speak("?", PicoVoice("en-US"))
+
+
+def test_without_pico_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ttspico", None)
+    with pytest.raises(MissingExtraError, match="pip install --no-deps ttspico=="):
+        Pico()
+
+
 @needs_flite
 def test_flite_speaks_in_each_of_its_voices() -> None:
-    voices = flite_voices()
-    assert "slt" in voices
-    assert "awb_time" not in voices  # only tells the time
-    for voice in voices:
+    names = flite_voices()
+    assert "slt" in names
+    assert "awb_time" not in names  # only tells the time
+    for voice in names:
         pcm, rate = flite("is it red", voice)
         assert pcm.dtype == np.int16
         assert 0.4 < len(pcm) / rate < 3

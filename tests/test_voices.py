@@ -7,7 +7,15 @@ from pathlib import Path
 
 import espeakng_loader
 
-from edgefuse.train.voices import ACCENTS, TEST_VARIANTS, TRAIN_VARIANTS, VAL_VARIANTS, draw_voices
+from edgefuse.train.voices import (
+    ACCENTS,
+    PICO_ACCENTS,
+    TEST_VARIANTS,
+    TRAIN_VARIANTS,
+    VAL_VARIANTS,
+    draw_pico_voices,
+    draw_voices,
+)
 
 
 def test_no_voice_variant_is_in_two_splits() -> None:
@@ -31,3 +39,12 @@ def test_voices_are_drawn_alike_every_time_and_more_keep_the_first() -> None:
     assert many[:10] == few
     assert len(set(many)) == 120
     assert draw_voices(TRAIN_VARIANTS, 10, seed=2) != few
+
+
+def test_pico_voices_differ_in_accent_rate_and_pitch_and_more_keep_the_first() -> None:
+    few, many = draw_pico_voices(10, seed=4), draw_pico_voices(80, seed=4)
+    assert many[:10] == few
+    assert len(set(many)) > 75
+    assert {voice.accent for voice in few} == set(PICO_ACCENTS)
+    for values in ([voice.rate for voice in many], [voice.pitch for voice in many]):
+        assert max(values) > 1.5 * min(values)
