@@ -96,14 +96,6 @@ def _slow(pcm: Pcm, times: float, rng: Generator) -> Pcm:
     return _to_pcm(slow[: len(pcm)])
 
 
-def _cut(pcm: Pcm, below_db: float, rng: Generator) -> Pcm:
-    """What a hasty voice detector hears: from the first to the last frame that is not so far below the loudest."""
-    power = _powers(pcm)  # [frames]
-    loud = np.flatnonzero(power >= power.max() / 10 ** (below_db / 10))
-    heard = pcm[loud[0] * FRAME : (loud[-1] + 1) * FRAME]
-    return np.pad(heard, (0, len(pcm) - len(heard)))
-
-
 def _reverberation(pcm: Pcm, rt60_s: float, rng: Generator) -> Pcm:
     """The direct sound and noise that decays by 60 dB in `rt60_s` (Polack 1988), its energy proportional to that."""
     time_s = np.arange(len(pcm)) / RATE_HZ
@@ -142,6 +134,14 @@ def _clipping(pcm: Pcm, gain_db: float, rng: Generator) -> Pcm:
     """Driven so far over its own peak."""
     peak = np.abs(pcm).max()
     return _to_pcm(np.clip(pcm * 10 ** (gain_db / 20), -peak, peak))
+
+
+def _cut(pcm: Pcm, below_db: float, rng: Generator) -> Pcm:
+    """What a hasty voice detector hears: from the first to the last frame that is not so far below the loudest."""
+    power = _powers(pcm)  # [frames]
+    loud = np.flatnonzero(power >= power.max() / 10 ** (below_db / 10))
+    heard = pcm[loud[0] * FRAME : (loud[-1] + 1) * FRAME]
+    return np.pad(heard, (0, len(pcm) - len(heard)))
 
 
 def _mixed(pcm: Pcm, noise: Any, snr_db: float) -> Pcm:
@@ -198,12 +198,12 @@ CORRUPTIONS = {
     "blur": Corruption("image", "sigma as a share of the shorter side", (0.01, 0.02, 0.03, 0.05, 0.08), _blur),
     "noise": Corruption("image", "standard deviation as a share of 255", (0.08, 0.16, 0.25, 0.35, 0.5), _noise),
     "slow": Corruption("audio", "times as slow", (1.1, 1.25, 1.4, 1.6, 1.8), _slow),
-    "cut": Corruption("audio", "dB below the loudest that is cut off the ends", (30, 24, 18, 12, 6), _cut),
     "reverberation": Corruption("audio", "s to decay by 60 dB", (0.15, 0.3, 0.6, 1.0, 1.6), _reverberation),
     "babble": Corruption("audio", "dB of sound over noise", (20, 15, 10, 5, 0), _babble),
     "hiss": Corruption("audio", "dB of sound over noise", (30, 20, 10, 5, 0), _hiss),
     "band_limit": Corruption("audio", "Hz kept", (6000, 5000, 4000, 3000, 2000), _band_limit),
     "clipping": Corruption("audio", "dB over the peak", (6, 12, 18, 24, 30), _clipping),
+    "cut": Corruption("audio", "dB below the loudest that is cut off the ends", (30, 24, 18, 12, 6), _cut),
     "typos": Corruption("text", "share of the letters", (0.03, 0.06, 0.1, 0.16, 0.25), _typos),
     "truncation": Corruption("text", "share cut off", (0.1, 0.2, 0.35, 0.5, 0.7), _truncation),
 }

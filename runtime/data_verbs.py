@@ -14,13 +14,14 @@ data = typer.Typer(help="Make a manifest out of public or generated data, or che
 
 Out = Annotated[Path, typer.Option(help="Folder of the corpus.")]
 Voices = Annotated[int, typer.Option(min=1, help="Training voices that speak every sentence.")]
+Pico = Annotated[int, typer.Option(min=0, help="Training voices of a second synthesizer, SVOX Pico.")]
 
 
 @data.command("easy-vqa")
 def easy_vqa(
     out: Out,
     voices: Voices = 120,
-    pico: Annotated[int, typer.Option(min=0, help="Training voices of a second synthesizer, SVOX Pico.")] = 0,
+    pico: Pico = 0,
     as_json: Json = False,
 ) -> None:
     """Spoken easy-VQA: pictures, and questions as text and as speech."""
@@ -44,10 +45,11 @@ def fsdd(
     recordings: Annotated[Path, typer.Option("--from", help="Folder of the dataset's recordings.")],
     out: Annotated[Path, typer.Option(help="Folder of the manifests.")],
     voices: Annotated[int, typer.Option(min=0, help="Synthesized voices that training hears too.")] = 150,
+    pico: Pico = 0,
     as_json: Json = False,
 ) -> None:
     """Spoken digits of people (Free Spoken Digit Dataset, on your disk): a manifest for each speaker left out."""
-    run_verb("train.fsdd:fsdd", as_json, recordings, out, voices)
+    run_verb("train.fsdd:fsdd", as_json, recordings, out, voices, pico)
 
 
 @data.command("home-commands")

@@ -18,7 +18,7 @@ TRAIN_VOICES = 150  # synthesized, beside the people
 VAL_EVERY = 10  # one recording in 10 of the training speakers is held out for validation
 
 
-def fsdd(recordings: Path, out: Path, voices: int = TRAIN_VOICES) -> dict[str, Any]:
+def fsdd(recordings: Path, out: Path, voices: int = TRAIN_VOICES, pico: int = 0) -> dict[str, Any]:
     """Write `out`/without_<speaker>.jsonl for every speaker of the folder: tested on that one, trained on the others.
 
     A handful of people do not say what voices have in common, so training also hears synthesized ones; the validation
@@ -28,13 +28,14 @@ def fsdd(recordings: Path, out: Path, voices: int = TRAIN_VOICES) -> dict[str, A
         recordings: the folder of <digit>_<speaker>_<number>.wav.
         out: the folder of the manifests, and of sounds/ with the synthesized digits.
         voices: how many eSpeak NG voices speak the digits; those of flite do too, where it is installed.
+        pico: how many voices of SVOX Pico do.
 
     Returns:
         The manifests' paths, and how many lines each has and how many speakers there are.
 
     Raises:
         ManifestError: fewer than two speakers in the folder.
-        MissingExtraError: espeakng-loader is not installed, and there are to be voices.
+        MissingExtraError: there are to be voices, and espeakng-loader is not installed, or ttspico for Pico's.
     """
     found = [(path, match) for path in sorted(recordings.glob("*.wav")) if (match := NAME.fullmatch(path.name))]
     speakers = sorted({match[2] for _, match in found})
@@ -43,7 +44,7 @@ def fsdd(recordings: Path, out: Path, voices: int = TRAIN_VOICES) -> dict[str, A
             f"{recordings}: found recordings of {len(speakers)} speakers, named like 7_jackson_32.wav; "
             "at least 2 are needed: give the folder `recordings` of the dataset"
         )
-    synthesized = _synthesized(out, voices) if voices else []
+    synthesized = _synthesized(out, voices, pico) if voices or pico else []
     manifests = [out / f"without_{speaker}.jsonl" for speaker in speakers]
     for manifest, left_out in zip(manifests, speakers, strict=True):
         lines = [
@@ -64,9 +65,9 @@ def fsdd(recordings: Path, out: Path, voices: int = TRAIN_VOICES) -> dict[str, A
     }
 
 
-def _synthesized(out: Path, voices: int) -> list[str]:
+def _synthesized(out: Path, voices: int, pico: int) -> list[str]:
     """Training lines of the digits in every synthesized voice."""
-    spoken = speak_all(out, WORDS, voices)
+    spoken = speak_all(out, WORDS, voices, pico)
     return [
         json.dumps({"audio": sound_name(pool, voice, digit), "label": word, "split": "train"})
         for pool, count in spoken.voices.items()
