@@ -68,6 +68,11 @@ def _speakers(document: Document) -> tuple[str, bool]:
     return f"{_percent(document['accuracy'])} ({each})", document["reached"]
 
 
+def _recipes(document: Document) -> tuple[str, bool]:
+    best = {recipe: max(by_subset.values()) for recipe, by_subset in document["accuracy"].items()}
+    return ", ".join(f"{recipe} {_percent(found)}" for recipe, found in best.items()), document["reached"]
+
+
 def gain(document: Document) -> tuple[str, bool]:
     """What distillation gave, and whether that is 99 % kept at a fifth of the cost, and surely more than nothing."""
     every = max(document["subsets"], key=lambda name: name.count("+"))
@@ -124,6 +129,7 @@ ROWS: tuple[Row, ...] = (
     ("easy_vqa asked by flite: within 3 points of typed", "robustness_flite", f"{_ROBUSTNESS} flite", _spoken),
     ("fsdd, a speaker never heard: >= 97 %", "robustness_speakers", f"{_ROBUSTNESS} speakers", _speakers),
     ("LoRA: <= 2 % trained, within 1 point of full tuning", "lora", "python benchmarks/lora.py", lora),
+    ("generated recipes: >= 90 % with all sensors", "robustness_recipes", f"{_ROBUSTNESS} recipes", _recipes),
     (
         "easy_vqa: every distinct sensor encoded once, >= 5 times the samples/s at the same loss",
         "robustness_throughput",

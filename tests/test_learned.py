@@ -30,6 +30,7 @@ FOUND: dict[str, dict[str, Any]] = {
     "robustness_flite": {"points": -2.0, "flite": 0.97, "reached": True},
     "robustness_speakers": {"accuracy": 0.96, "by_speaker": {"a": 0.9, "b": 1.0}, "reached": False},
     "lora": {"accuracy": {"lora": [0.9, 0.9]}, "difference": -0.4, "share": 0.0101},
+    "robustness_recipes": {"accuracy": {"a": {"image": 0.5, "image+text": 0.95}, "b": {"all": 0.9}}, "reached": True},
     "robustness_throughput": {"ratio": 8.91, "ratio_range": [8.1, 9.74], "data_share": 0.031, "reached": True},
 }
 SHOWN = {
@@ -41,6 +42,7 @@ SHOWN = {
     "robustness_flite": "-2.0 points (97.0 %)",
     "robustness_speakers": "96.0 % (90.0 %, 100.0 %)",
     "lora": "-0.4 points, 1.0 % trained, 2 seeds",
+    "robustness_recipes": "a 95.0 %, b 90.0 %",
     "robustness_throughput": "8.9 times (8.1 to 9.7), 3.1 % of the time for data",
 }
 

@@ -28,6 +28,7 @@ ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "optimum": ("", ("optimum-onnx[onnxruntime]",)),
     "modelopt": ("", MODELOPT),
     "autogluon": ("", ("autogluon.multimodal",)),
+    "ultralytics": ("", ("ultralytics", "onnx", "onnxslim", "onnxruntime")),
 }
 
 
@@ -69,6 +70,15 @@ PEERS = (
         "onnxruntime:modelopt_int8.onnx",
         "edgefuse",
         ("modelopt", "makers", "modelopt"),
+    ),
+    Peer(
+        "Ultralytics YOLO11n-cls",
+        "peer_ultralytics",
+        "",
+        "ultralytics",
+        ("ultralytics", "peer_ultralytics"),
+        takes=("image",),
+        left_out="a training of its own; --only Ultralytics measures it",
     ),
     Peer(
         "AutoGluon MultiModal",
