@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -74,10 +75,10 @@ def open_peer(option: str, job: Job) -> Opened:
     size = max(info.image.height, info.image.width)
     columns: list[int] = []
 
-    def prepare(queries: Sequence[Query]) -> list[np.ndarray]:
-        return [cv2.imread(query["image"]) for query in queries]  # BGR, as it expects of arrays
+    def prepare(queries: Sequence[Query]) -> Any:
+        return [cv2.imread(query["image"]) for query in queries]  # BGR [H, W, 3], as it expects of arrays
 
-    def infer(pictures: list[np.ndarray]) -> np.ndarray:
+    def infer(pictures: Any) -> np.ndarray:
         results = model.predict(pictures, imgsz=size, device="cpu", verbose=False)
         if not columns:
             number = {name: index for index, name in results[0].names.items()}
