@@ -39,6 +39,7 @@ VOICES = (  # an ear that has heard many people, and what other synthesizers and
 
 LISTEN = (  # on from there: what is seen and read is known, so a step has time for more sounds
     *("image.freeze=true", "text.freeze=true", "audio.freeze=0", "data.sounds_per_step=32", "train.warmup=0.05"),
+    "train.epochs=12",
     "data.subsets={image+audio: 4, image+text: 1, image+audio+text: 0.5, audio: 0.5}",
 )
 
