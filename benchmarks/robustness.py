@@ -3,7 +3,7 @@
 Each experiment makes its data, trains, measures, and says whether its bar is reached, also in
 benchmarks/results/robustness_<experiment>.json; a second call goes on where the first one stopped. `speakers` needs
 recordings of the Free Spoken Digit Dataset (`--recordings`), `flite` needs flite and SVOX Pico.
-Minutes of one CPU core, about: noise 20, missing 40, fgsm 40, flite 40, speakers 90, gain 70, throughput 5.
+Minutes of one CPU core, about: noise 20, missing 40, fgsm 40, flite 55, speakers 60, gain 95, throughput 5, recipes 40.
 """
 
 from __future__ import annotations
