@@ -18,12 +18,7 @@ Pico = Annotated[int, typer.Option(min=0, help="Training voices of a second synt
 
 
 @data.command("easy-vqa")
-def easy_vqa(
-    out: Out,
-    voices: Voices = 120,
-    pico: Pico = 0,
-    as_json: Json = False,
-) -> None:
+def easy_vqa(out: Out, voices: Voices = 120, pico: Pico = 0, as_json: Json = False) -> None:
     """Spoken easy-VQA: pictures, and questions as text and as speech."""
     run_verb("train.corpora:easy_vqa", as_json, out, voices, pico)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -61,19 +63,14 @@ def speak_all(out: Path, sentences: Sequence[str], training_voices: int, pico_vo
     }
     espeak = Espeak()
     jobs = [job for pool, voices in pools.items() for job in _missing(out, pool, voices, sentences)]
-    for path, sentence, voice in track(jobs, "eSpeak NG speaks", console=Console(stderr=True)):
-        save_speech(path, *espeak.speak(sentence, voice))
+    _speak("eSpeak NG", espeak.speak, jobs)
     counts = {pool: len(voices) for pool, voices in pools.items()}
     if pico_voices:
-        pico = Pico()
-        todo = _missing(out, PICO, draw_pico_voices(pico_voices, seed=4), sentences)
-        for path, sentence, pico_voice in track(todo, "Pico speaks", console=Console(stderr=True)):
-            save_speech(path, *pico.speak(sentence, pico_voice))
+        drawn = draw_pico_voices(pico_voices, seed=4)
+        _speak("Pico", Pico().speak, _missing(out, PICO, drawn, sentences))
         counts[PICO] = pico_voices
     if others := flite_voices():
-        missing = _missing(out, FLITE, others, sentences)
-        for path, sentence, name in track(missing, "flite speaks", console=Console(stderr=True)):
-            save_speech(path, *flite(sentence, name))
+        _speak("flite", flite, _missing(out, FLITE, others, sentences))
         counts[FLITE] = len(others)
     return Spoken(tuple(sentences), counts)
 
@@ -105,3 +102,13 @@ def _missing(
         for index, sentence in enumerate(sentences)
     ]
     return [job for job in jobs if not job[0].exists()]
+
+
+def _speak(
+    synthesizer: str,
+    speak: Callable[[str, Voiced], tuple[NDArray[np.int16], int]],
+    jobs: Sequence[tuple[Path, str, Voiced]],
+) -> None:
+    """Write what is still to be spoken."""
+    for path, sentence, voice in track(jobs, f"{synthesizer} speaks", console=Console(stderr=True)):
+        save_speech(path, *speak(sentence, voice))

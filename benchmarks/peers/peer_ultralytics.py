@@ -55,12 +55,17 @@ def _write_dataset(job: Job, data: Path, labels: Sequence[str]) -> None:
 
     for split in ("train", "val"):
         for label in labels:
-            (data / split / label.replace("/", "_")).mkdir(parents=True, exist_ok=True)
+            (data / split / _name(label)).mkdir(parents=True, exist_ok=True)
         for number, line in enumerate(read_manifest(job.manifest, split=split)):
             if line.image is not None:
                 source = Path(line.image)
-                link = data / split / str(line.label).replace("/", "_") / f"{number}{source.suffix}"
+                link = data / split / _name(str(line.label)) / f"{number}{source.suffix}"
                 link.symlink_to(source.resolve())
+
+
+def _name(label: str) -> str:
+    """Of a label, as a folder and so as a class of Ultralytics."""
+    return label.replace("/", "_")
 
 
 def open_peer(option: str, job: Job) -> Opened:
@@ -82,7 +87,7 @@ def open_peer(option: str, job: Job) -> Opened:
         results = model.predict(pictures, imgsz=size, device="cpu", verbose=False)
         if not columns:
             number = {name: index for index, name in results[0].names.items()}
-            columns.extend(number[label.replace("/", "_")] for label in info.labels)
+            columns.extend(number[_name(label)] for label in info.labels)
         return np.stack([result.probs.data.numpy()[columns] for result in results])  # [B, C]
 
     return Opened(prepare, infer)
