@@ -74,15 +74,18 @@ def _recipes(document: Document) -> tuple[str, bool]:
 
 
 def gain(document: Document) -> tuple[str, bool]:
-    """What distillation gave, and whether that is 99 % kept at a fifth of the cost, and surely more than nothing."""
-    every = max(document["subsets"], key=lambda name: name.count("+"))
-    found, cost = document["subsets"][every], document["cost"]["share"]
-    told = (
-        f"{_percent(document['kept'])} kept at {cost['macs']:.2f} of its MACs and {cost['parameters']:.2f} of its "
-        f"parameters; {100 * found['difference']:+.1f} points ({100 * found['low']:.1f} to {100 * found['high']:.1f})"
-    )
-    cheap = max(cost["macs"], cost["parameters"]) <= 0.2
-    return told, document["kept"] >= 0.99 and cheap and found["low"] > 0
+    """What distilled students have over undistilled ones, shown all sensors, and whether it is surely more than 0."""
+    found = document["subsets"][max(document["subsets"], key=lambda name: name.count("+"))]
+    low, high = 100 * found["low"], 100 * found["high"]
+    told = f"{100 * found['difference']:+.1f} points ({low:.1f} to {high:.1f}); {_percent(document['kept'])} kept"
+    return told, low > 0
+
+
+def kept(document: Document) -> tuple[str, bool]:
+    """What distilled students keep of their teachers' accuracy, and whether it is 99 % at a fifth of the cost."""
+    macs, parameters = (document["cost"]["share"][what] for what in ("macs", "parameters"))
+    told = f"{_percent(document['kept'])} kept at {macs:.2f} of their MACs and {parameters:.2f} of their parameters"
+    return told, document["kept"] >= 0.99 and max(macs, parameters) <= 0.2
 
 
 def lora(document: Document) -> tuple[str, bool]:
@@ -103,7 +106,13 @@ _ROBUSTNESS = "python benchmarks/robustness.py"
 ROWS: tuple[Row, ...] = (
     ("relational_vqa: plain >= 98 %, relational >= 94 %", "relational", "python benchmarks/relational.py", _relational),
     (
-        "distilled student >= 99 % of its teacher at <= 1/5 of its cost, above the undistilled one over 5 seeds",
+        "distilled student >= 99 % of its teachers at <= 1/5 of their cost",
+        "robustness_kept",
+        f"{_ROBUSTNESS} kept",
+        kept,
+    ),
+    (
+        "few lines: distilled student above the undistilled one over 5 seeds",
         "robustness_gain",
         f"{_ROBUSTNESS} gain",
         gain,
