@@ -32,7 +32,7 @@ from edgefuse.runtime.shared_options import (
     Text,
     Threads,
 )
-from edgefuse.runtime.train_verbs import crossval, distill, gain, init, pretrain, qat, train
+from edgefuse.runtime.train_verbs import crossval, distill, gain, init, pretrain, qat, soup, train
 from edgefuse.runtime.triton_verb import export_triton
 from edgefuse.runtime.verbs import run_verb
 
@@ -72,7 +72,7 @@ def demo(
 
 
 _verb: Callable[..., None]
-for _verb in (init, train, pretrain, distill, gain, crossval, qat):
+for _verb in (init, train, pretrain, distill, soup, gain, crossval, qat):
     app.command()(_verb)
 
 

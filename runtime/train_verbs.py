@@ -70,6 +70,15 @@ def distill(
     run_verb("train.distill:distill", as_json, recipe, overrides or [], teacher, out, size=size)
 
 
+def soup(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs on from one train.start.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    as_json: Json = False,
+) -> None:
+    """Average the weights of runs that went on from one: right more often than each, at the cost of one."""
+    run_verb("train.soup:soup", as_json, runs, out)
+
+
 def gain(
     recipe: RecipeName,
     overrides: Overrides = None,

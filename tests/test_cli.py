@@ -17,8 +17,9 @@ from edgefuse.runtime.backends import KINDS
 from edgefuse.runtime.errors import GateError
 
 VERBS = [
-    "demo", "init", "train", "pretrain", "distill", "gain", "crossval", "qat", "export", "quantize", "check", "parity",
-    "doctor", "build", "export-triton", "predict", "explain", "eval", "robust", "attack", "run", "bench", "data",
+    "demo", "init", "train", "pretrain", "distill", "soup", "gain", "crossval", "qat", "export", "quantize", "check",
+    "parity", "doctor", "build", "export-triton", "predict", "explain", "eval", "robust", "attack", "run", "bench",
+    "data",
 ]  # fmt: skip
 DATA_VERBS = [
     "easy-vqa", "relational-vqa", "av-digits", "fsdd", "home-commands", "security-events", "triage", "driving", "check",

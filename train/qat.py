@@ -7,7 +7,6 @@ lose less when `edgefuse quantize` rounds them.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,10 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import track
-from safetensors.torch import save
 from torch import Tensor
 
-from edgefuse.runtime.bundle import SENSOR_TENSORS, TOKENIZER_FILE
+from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint, read_manifest
 from edgefuse.train.data import Loader, TrainingSteps, training_lines
 from edgefuse.train.fake_int8 import FakeInt8
@@ -30,7 +27,6 @@ from edgefuse.train.losses import distillation_loss, task_loss
 from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_logits, validate
 from edgefuse.train.optimizers import learning_rate
-from edgefuse.train.pretrained import MODEL_FILE
 from edgefuse.train.recipe import TrainSettings
 from edgefuse.train.runs import RUN_FILE, Run
 
@@ -78,7 +74,7 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     if source.document["data_fingerprint"] != fingerprint(training):
         raise RecipeError(f"{run} was trained on other data than {source.recipe.data.manifest} has now; train it again")
     loader = Loader(source.recipe, source.labels, source.text_tokenizer())
-    subsets = list(source.recipe.data.subsets) or ["+".join(model.modalities)]
+    subsets = source.recipe.trained_subsets
     rounding = FakeInt8(
         dict(model.encoders.items()),
         _calibration(model, loader, training[:: max(1, len(training) // settings.calibration)]),
@@ -90,7 +86,7 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     rounding.remove()
     accuracy = validate(model, loader, validation, subsets)
     lineage = {"from": str(run), **asdict(settings), "layers": len(rounding.layers), "int8": int8}
-    _write(source, out, model, {**source.document, "accuracy": accuracy, "qat": lineage})
+    source.write_next(out, model, {"accuracy": accuracy, "qat": lineage})
     return {"run": str(out), "layers": len(rounding.layers), "accuracy": accuracy, "int8": int8}
 
 
@@ -129,15 +125,6 @@ def _fine_tune(model: FusedModel, teacher: FusedModel, steps: TrainingSteps, set
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimizer.step()
-
-
-def _write(source: Run, out: Path, model: FusedModel, document: dict[str, Any]) -> None:
-    """The new run; run.json, which makes the folder one, comes last."""
-    out.mkdir(parents=True, exist_ok=True)
-    if source.tokenizer is not None:
-        write_atomic(out / TOKENIZER_FILE, source.tokenizer)
-    write_atomic(out / MODEL_FILE, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
-    write_atomic(out / RUN_FILE, json.dumps(document, indent=2).encode())
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Recipe(Settings):
         """The modalities of this model, in the order of the `presence` columns."""
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
 
+    @property
+    def trained_subsets(self) -> list[str]:
+        """The subsets of sensors that training shows, which validation asks for each."""
+        return list(self.data.subsets) or ["+".join(self.modalities)]
+
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         if not self.modalities:

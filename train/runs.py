@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,8 +111,7 @@ class Run:
 
     def finish(self, model: nn.Module, results: dict[str, Any]) -> None:
         """Write the trained weights, then run.json with `results`, which ends the run."""
-        weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        write_atomic(self.folder / MODEL_FILE, save(weights))
+        _write_weights(self.folder, model)
         text = self.recipe.text
         if text and text.encoder not in TEXT_ENCODERS:  # so that whoever reads the run needs neither hub nor folder
             encoder = model.get_submodule("encoders.text")
@@ -120,6 +119,14 @@ class Run:
             self.document["text_config"] = encoder.bert.config.to_dict()
         self.document.update(results)
         self.write_document()
+
+    def write_next(self, out: Path, model: nn.Module, results: dict[str, Any]) -> None:
+        """A new run in `out` that differs in its weights and `results`; run.json, which makes it one, comes last."""
+        out.mkdir(parents=True, exist_ok=True)
+        if self.tokenizer is not None:
+            write_atomic(out / TOKENIZER_FILE, self.tokenizer)
+        _write_weights(out, model)
+        replace(self, folder=out, document={**self.document, **results}).write_document()
 
     def write_document(self) -> None:
         """Write run.json."""
@@ -181,6 +188,11 @@ def open_or_start(
     run = Run(out, recipe, labels, document, tokenizer)
     run.write_document()
     return run
+
+
+def _write_weights(folder: Path, model: nn.Module) -> None:
+    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(folder / MODEL_FILE, save(weights))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

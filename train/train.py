@@ -63,9 +63,8 @@ def _train(settings: Recipe, out: Path, teachers: Sequence[dict[str, str]], less
         Console(stderr=True).print(f"{taken} of {of} tensors from {settings.train.start}", highlight=False)
     loader = Loader(settings, labels, run.text_tokenizer(), here() if settings.train.epochs else ALONE)
     steps = TrainingSteps(settings, training, loader)
-    subsets = list(settings.data.subsets) or ["+".join(settings.modalities)]
     if settings.train.epochs:
-        scores = fit(model, steps, loader, validation, subsets, settings, out, guide)
+        scores = fit(model, steps, loader, validation, settings.trained_subsets, settings, out, guide)
     else:
         scores = {}
         settle_norms(model, steps[0])

@@ -1,0 +1,99 @@
+"""Average the weights of runs: `python train/soup.py runs/a runs/b --out runs/soup`, the same as `edgefuse soup`.
+
+A model soup (Wortsman 2022): runs that went on from one run (`train.start`) with other seeds, lengths or rates end in
+one basin, where the mean of their weights is right more often than each, above all on data unlike training's, and costs
+what one of them costs. Runs that started apart have no such mean.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.manifest import read_manifest
+from edgefuse.train.data import Loader
+from edgefuse.train.model import specs_of
+from edgefuse.train.objective import validate
+from edgefuse.train.runs import RUN_FILE, Run
+from edgefuse.train.train import readable
+
+
+def soup(runs: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Write to `out` the run whose weights are the mean of those of `runs`; batch norms' statistics are averaged too.
+
+    Args:
+        runs: the folders of two or more finished runs of one model, on from one start.
+        out: a new folder, or that of this very soup, which is kept.
+
+    Returns:
+        {run, accuracy, each}: accuracies on the validation lines per subset of sensors, of the soup and of each run.
+
+    Raises:
+        RecipeError: too few runs, one is not finished, they differ in more than their training, or `out` holds a run.
+        ManifestError: a validation line cannot be used.
+    """
+    if len(runs) < 2:
+        raise RecipeError(f"{len(runs)} run is nothing to average; give two or more that went on from one train.start")
+    first, *others = sources = [Run.open(folder) for folder in runs]
+    for other in others:
+        _check_alike(first, other)
+    each = {str(run.folder): run.document.get("accuracy") for run in sources}
+    lineage = [{"run": str(run.folder), "sha256": run.weights_sha256()} for run in sources]
+    if (out / RUN_FILE).exists():
+        kept = Run.open(out)
+        if kept.document.get("soup") != lineage:
+            raise RecipeError(f"{out} holds a run; choose another --out")
+        return {"run": str(out), "accuracy": kept.document["accuracy"], "each": each}
+    model, *models = [run.trained_model() for run in sources]
+    model.load_state_dict(_mean([m.state_dict() for m in (model, *models)]))
+    lines = read_manifest(first.recipe.data.manifest, split="val", labels=first.labels)
+    loader = Loader(first.recipe, first.labels, first.text_tokenizer())
+    accuracy = validate(model, loader, readable(first.recipe, lines), first.recipe.trained_subsets)
+    first.write_next(out, model, {"accuracy": accuracy, "soup": lineage})
+    return {"run": str(out), "accuracy": accuracy, "each": each}
+
+
+def _check_alike(first: Run, other: Run) -> None:
+    """Both are the same model, and went on from the same weights."""
+    starts = [run.recipe.train.start for run in (first, other)]
+    if starts[0] is None or starts[0] != starts[1]:
+        raise RecipeError(
+            f"{first.folder} and {other.folder} started apart (train.start: {starts[0]} and {starts[1]}), so the mean "
+            "of their weights is no model; train both on from one run by train.start=RUN"
+        )
+    facts = {
+        "the model": [_shapes(run) for run in (first, other)],
+        "preprocessing": [specs_of(run.recipe) for run in (first, other)],
+        "labels": [run.labels for run in (first, other)],
+        "tokenizer.json": [run.tokenizer for run in (first, other)],
+        "data": [run.document["data_fingerprint"] for run in (first, other)],
+    }
+    differ = [name for name, (one, two) in facts.items() if one != two]
+    if differ:
+        raise RecipeError(
+            f"{first.folder} and {other.folder} differ in {', '.join(differ)}; only how they were trained may differ"
+        )
+
+
+def _shapes(run: Run) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in run.trained_model().state_dict().items()}
+
+
+def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of each tensor; counters are the first one's."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+if __name__ == "__main__":
+    from edgefuse.runtime.cli import main
+
+    main(["soup", *sys.argv[1:]])
