@@ -69,12 +69,28 @@ def test_every_line_has_the_models_answer_to_all_its_sensors(teacher: Run) -> No
     assert [len(shard["logits"]) for shard in found.shards] == [5, 5, 5, 5, 4]
 
 
+def test_files_of_the_same_names_and_other_contents_are_asked_about_again(teacher: Run, tmp_path: Path) -> None:
+    copies = []
+    for line in lines():
+        image = tmp_path / "copy" / Path(str(line.image)).name
+        image.parent.mkdir(exist_ok=True)
+        shutil.copy2(str(line.image), image)
+        copies.append(replace(line, image=str(image)))
+    first = answers(teacher, lines())
+    assert answers(teacher, copies).folder == first.folder, "the same files elsewhere are the same"
+    shutil.copy(str(next(e.image for e in lines() if e.label == "red")), image)  # the last picture is another now
+    again = answers(teacher, copies)
+    assert again.folder != first.folder
+    changed = (again.rows("logits", range(len(copies))) != first.rows("logits", range(len(copies)))).any(dim=1)
+    assert changed.tolist() == [e.image == str(image) for e in copies]
+
+
 def test_answers_are_made_once_for_these_weights_and_these_lines(teacher: Run, loads: list[Path]) -> None:
     first = answers(teacher, lines())
     again = answers(teacher, lines())
     assert len(loads) == 1
     assert torch.equal(first.rows("logits", range(LINES["train"])), again.rows("logits", range(LINES["train"])))
-    assert first.folder.name == f"{teacher.weights_sha256()[:16]}-{fingerprint(lines())}"
+    assert first.folder.name.startswith(f"{teacher.weights_sha256()[:16]}-{fingerprint(lines())}-")
 
     assert answers(teacher, lines()[1:]).folder != first.folder
     (teacher.folder / MODEL_FILE).write_bytes(_other_weights(teacher))

@@ -7,6 +7,7 @@ picture, fewer sensors) changes what is seen and never what is right, so one ans
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint
+from edgefuse.runtime.shards import member
 from edgefuse.train.data import Loader
 from edgefuse.train.devices import on_device
 from edgefuse.train.distributed import device
@@ -28,7 +30,8 @@ from edgefuse.train.model import FusedModel
 from edgefuse.train.objective import batch_fused
 from edgefuse.train.runs import Run
 
-ANSWERS = "answers"  # folder in the teacher's run: <sha256 of its weights>-<fingerprint of the lines>/00000.safetensors
+# Folder in the teacher's run: <sha256 of its weights>-<fingerprint of the lines>-<their files>/00000.safetensors
+ANSWERS = "answers"
 SHARD = 2048  # lines
 BATCH = 128  # lines that the teacher sees at once
 AXES_FILE = "axes.safetensors"
@@ -76,7 +79,8 @@ def answers(teacher: Run, examples: Sequence[Example]) -> Answers:
         raise RecipeError(
             f"{blind.where} has none of what the teacher {teacher.folder} reads ({reads}); choose another"
         )
-    folder = teacher.folder / ANSWERS / f"{teacher.weights_sha256()[:16]}-{fingerprint(examples)}"
+    asked = f"{teacher.weights_sha256()[:16]}-{fingerprint(examples)}-{_files_state(examples)}"
+    folder = teacher.folder / ANSWERS / asked
     parts = [examples[start : start + SHARD] for start in range(0, len(examples), SHARD)]
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(parts))]
     missing = [number for number, path in enumerate(paths) if not _is_whole(path, len(parts[number]))]
@@ -89,6 +93,21 @@ def answers(teacher: Run, examples: Sequence[Example]) -> Answers:
         for number in track(missing, f"answers of {teacher.folder.name}", console=Console(stderr=True)):
             write_atomic(paths[number], save(_answer(model, loader, parts[number])))
     return Answers(folder, [load_file(path) for path in paths])
+
+
+def _files_state(examples: Sequence[Example]) -> str:
+    """A short hash of what the files were when they were asked about, by their dates and sizes.
+
+    Generated again with another seed, or of another corpus, files have the same names and other contents.
+    """
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(path for e in examples for path in (e.image, e.audio, e.signal) if path):
+        if shard := member(path):
+            digest.update(shard.sha256.encode())
+        else:
+            status = Path(path).stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _is_whole(path: Path, lines: int) -> bool:
