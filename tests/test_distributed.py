@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,9 @@ from edgefuse.train.distributed import ALONE, Place, agreed, average_gradients, 
 from edgefuse.train.fit import optimise
 from edgefuse.train.objective import batch_loss, validate
 from edgefuse.train.pretrained import MODEL_FILE
+from edgefuse.train.qat import qat
 from edgefuse.train.recipe import Recipe
+from edgefuse.train.soup import soup
 from tests.test_train import rows_of_corpus, saved_step, wait_for_step
 from tests.train_fixtures import corpus, loader_of, new_model, tiny_recipe, write_manifest, write_recipe
 
@@ -244,6 +246,16 @@ def test_an_environment_that_lacks_an_address_is_refused(monkeypatch: pytest.Mon
         joined(),
     ):
         pass
+
+
+@pytest.mark.parametrize("verb", [soup, qat])
+def test_what_one_process_does_is_refused_in_several(
+    verb: Callable[[Any, Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(PeerError, match=f"^{verb.__name__} works in one process, and WORLD_SIZE is 2"):
+        verb(tmp_path / "run", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

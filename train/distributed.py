@@ -73,6 +73,17 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def refuse_others(verb: str) -> None:
+    """What several processes would only do several times over, and into one folder, is done by one.
+
+    Raises:
+        PeerError: this is one process of several.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        raise PeerError(f"{verb} works in one process, and WORLD_SIZE is {world}; start it without torchrun")
+
+
 @contextmanager
 def first() -> Iterator[None]:
     """Rank 0 runs the block before the others begin it: what it refuses is said once, what it writes is there."""

@@ -22,6 +22,7 @@ from edgefuse.runtime.bundle import SENSOR_TENSORS
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import Example, fingerprint, read_manifest
 from edgefuse.train.data import Loader, TrainingSteps, training_lines
+from edgefuse.train.distributed import refuse_others
 from edgefuse.train.fake_int8 import FakeInt8
 from edgefuse.train.losses import distillation_loss, task_loss
 from edgefuse.train.model import FusedModel
@@ -62,8 +63,10 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
 
     Raises:
         RecipeError: `run` is no finished run, its data changed, or `out` holds a run.
+        PeerError: called by torchrun.
         ManifestError: a line of the data cannot be used.
     """
+    refuse_others("qat")
     settings = QatSettings(epochs=epochs, convolutions=convolutions)
     source = Run.open(run)
     teacher, model = source.trained_model(), source.trained_model()

@@ -18,6 +18,7 @@ from torch import Tensor
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.train.data import Loader
+from edgefuse.train.distributed import refuse_others
 from edgefuse.train.model import specs_of
 from edgefuse.train.objective import validate
 from edgefuse.train.runs import RUN_FILE, Run
@@ -37,7 +38,9 @@ def soup(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         RecipeError: too few runs, one is not finished, they differ in more than their training, or `out` holds a run.
         ManifestError: a validation line cannot be used.
+        PeerError: called by torchrun.
     """
+    refuse_others("soup")
     if len(runs) < 2:
         raise RecipeError(f"{len(runs)} run is nothing to average; give two or more that went on from one train.start")
     first, *others = sources = [Run.open(folder) for folder in runs]
@@ -67,22 +70,23 @@ def _check_alike(first: Run, other: Run) -> None:
             f"{first.folder} and {other.folder} started apart (train.start: {starts[0]} and {starts[1]}), so the mean "
             "of their weights is no model; train both on from one run by train.start=RUN"
         )
-    facts = {
-        "the model": [_shapes(run) for run in (first, other)],
-        "preprocessing": [specs_of(run.recipe) for run in (first, other)],
-        "labels": [run.labels for run in (first, other)],
-        "tokenizer.json": [run.tokenizer for run in (first, other)],
-        "data": [run.document["data_fingerprint"] for run in (first, other)],
-    }
-    differ = [name for name, (one, two) in facts.items() if one != two]
+    one, two = _facts(first), _facts(other)
+    differ = [name for name in one if one[name] != two[name]]
     if differ:
         raise RecipeError(
             f"{first.folder} and {other.folder} differ in {', '.join(differ)}; only how they were trained may differ"
         )
 
 
-def _shapes(run: Run) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in run.trained_model().state_dict().items()}
+def _facts(run: Run) -> dict[str, object]:
+    """What two runs must have alike, so that a weight of one means what the same weight of the other does."""
+    return {
+        "the model": {name: tensor.shape for name, tensor in run.trained_model().state_dict().items()},
+        "preprocessing": specs_of(run.recipe),
+        "labels": run.labels,
+        "tokenizer.json": run.tokenizer,
+        "data": run.document["data_fingerprint"],
+    }
 
 
 def _mean(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
