@@ -40,7 +40,7 @@ class Columns:
 
     def __init__(self, header: str, features: Sequence[str], name: str) -> None:
         self._name = name
-        self._names = [cell.strip() for cell in self._cells(header, 1)]
+        self._names = _cells(header, name, 1)
         for feature in features:
             if (found := self._names.count(feature)) != 1:
                 raise MediaError(
@@ -55,19 +55,13 @@ class Columns:
         Raises:
             MediaError: a cell is missing or not a finite number.
         """
-        cells = self._cells(line, number)
+        cells = _cells(line, self._name, number)
         if len(cells) != len(self._names):
             raise MediaError(
                 f"{self._name}:{number}: found {len(cells)} cells, the first line names {len(self._names)} columns; "
                 "mend the line"
             )
         return [self._number(cells[place], self._names[place], number) for place in self._places]
-
-    def _cells(self, line: str, number: int) -> list[str]:
-        try:
-            return next(csv.reader([line]), [])
-        except csv.Error as error:
-            raise MediaError(f"{self._name}:{number}: not a line of CSV ({error}); mend the line") from None
 
     def _number(self, cell: str, column: str, number: int) -> float:
         try:
@@ -124,6 +118,29 @@ def decode_signal(data: bytes, name: str, features: Sequence[str]) -> Rows:
     columns = Columns(lines[0], features, name)
     rows = [columns.row(line, number) for number, line in enumerate(lines[1:], start=2) if line.strip()]
     return _checked(np.array(rows, np.float32).reshape(-1, len(features)), name, features)
+
+
+def column_names(data: bytes, name: str) -> list[str]:
+    """The columns that the first line of a CSV names; `name` is used in messages.
+
+    Raises:
+        MediaError: not CSV in UTF-8, or a column without a name or with that of another.
+    """
+    try:
+        header = data.decode("utf-8-sig").split("\n")[0]
+    except UnicodeDecodeError:
+        raise MediaError(f"{name}: not CSV in UTF-8; save it so") from None
+    names = _cells(header, name, 1)
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise MediaError(f"{name}:1: found {_cut(header)!r}; the first line must give every column a name of its own")
+    return names
+
+
+def _cells(line: str, name: str, number: int) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise MediaError(f"{name}:{number}: not a line of CSV ({error}); mend the line") from None
 
 
 def fill_signal(rows: Rows, into: Rows) -> None:

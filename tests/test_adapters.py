@@ -131,9 +131,12 @@ def test_the_exported_graph_is_that_of_a_run_without_adapters(tmp_path: Path) ->
 
 def test_adapters_on_random_weights_are_refused_and_rank_0_changes_nothing() -> None:
     recipe = tiny_recipe(text={"lora": 2})
-    refused = r"leaves the random weights of distilbert_nano as they are; give text\.weights"
+    refused = r"leaves the random weights of distilbert_nano as they are; give text\.weights or train\.start"
     with pytest.raises(RecipeError, match=refused), lora_adapters(new_model(recipe), recipe):
         pytest.fail("it was entered")
+    started = tiny_recipe(text={"lora": 2}, train={"start": "runs/a"})
+    with lora_adapters(new_model(started), started):
+        pass  # its weights are those of that run
     model = new_model(tiny_recipe())
     with lora_adapters(model, tiny_recipe()):
         assert all(parameter.requires_grad for parameter in model.parameters())

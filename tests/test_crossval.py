@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from edgefuse.runtime.errors import RecipeError
-from edgefuse.runtime.manifest import read_manifest
+from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.train import crossval as module
 from edgefuse.train import train as training
 from edgefuse.train.crossval import compare, corrected_t_test, crossval, stratified_folds, student_p
-from tests.train_fixtures import LINES, PICTURES, write_recipe
+from tests.train_fixtures import LINES, PICTURES, rows_of_corpus, write_manifest, write_recipe
 
 
 def unevenness(labels: list[str], fold_of: np.ndarray, folds: int) -> float:
@@ -56,6 +56,16 @@ def test_without_groups_every_fold_has_its_part_of_every_label() -> None:
     for fold in range(5):
         held = [label for label, number in zip(labels, found, strict=True) if number == fold]
         assert {label: held.count(label) for label in set(held)} == {"yes": 10, "no": 6, "red": 1}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 6), st.integers(0, 1), st.integers(0, 10**6))
+def test_no_fold_is_empty_where_groups_are_few(folds: int, more: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    groups = folds + more
+    group_of = np.repeat(np.arange(groups), random.integers(1, 6, groups)).tolist()
+    labels = [str(label) for label in random.choice(3, len(group_of))]
+    assert set(stratified_folds(labels, group_of, folds)) == set(range(folds))
 
 
 @pytest.mark.parametrize("folds", [1, 4])
@@ -154,6 +164,50 @@ def test_every_picture_is_tested_on_once_by_all_kinds_alike(
         held += sorted(str(image) for image in tested)
         assert sum(f"fold{number}.jsonl" in manifest for _, manifest in asked) == 2
     assert len(held) == len(set(held)) == PICTURES["train"]
+
+
+def test_lines_that_share_a_sound_are_not_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sounds = sorted({row["audio"] for row in rows_of_corpus() if row["split"] == "train"})
+    rows = [{"audio": sound, "label": label, "split": "train"} for sound in sounds for label in ("yes", "no")]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    recipe = write_recipe(
+        tmp_path / "tiny.yaml",
+        manifest,
+        image=None,
+        text=None,
+        data={"group_by": None, "subsets": {}},
+        train={"alignment": 0},
+    )
+    monkeypatch.setattr(module, "train", lambda *_: {"accuracy": {"audio": 0.5}})
+    crossval(str(recipe), [], tmp_path / "cv", ("sum", "concat"), folds=2)
+    for number in range(2):
+        lines = read_manifest(tmp_path / "cv" / f"fold{number}.jsonl")
+        tested = {line.audio for line in lines if line.split == "val"}
+        assert tested
+        assert not tested & {line.audio for line in lines if line.split == "train"}
+
+
+def test_files_behind_a_url_stay_there(tmp_path: Path) -> None:
+    shard = f"https://bucket.example.com/shards/train-000000.tar#512+7-{'0' * 64}"
+    line = Example("m:1", shard, None, "is it red", "yes", "train", None)
+    fold = module._write_fold(tmp_path / "fold.jsonl", [line], np.array([True]))
+    assert json.loads(fold.read_text())["image"] == shard
+
+
+def test_a_label_of_one_group_is_refused_before_anything_is_trained(
+    tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in rows_of_corpus() if row["split"] == "train"]
+    rows[0]["label"] = "purple"
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    monkeypatch.setattr(module, "train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(RecipeError, match="lines with the label 'purple' hang together by one file"):
+        crossval(recipe, [f"data.manifest={manifest}"], tmp_path / "cv", ("sum", "concat"), folds=2)
+
+
+def test_random_weights_are_not_compared(tmp_path: Path, recipe: str) -> None:
+    with pytest.raises(RecipeError, match=r"train\.epochs is 0.*give --epochs 1 or more"):
+        crossval(recipe, ["train.epochs=0"], tmp_path / "cv", ("sum", "concat"), folds=2)
 
 
 def test_a_wrong_kind_is_refused_before_anything_is_written(tmp_path: Path, recipe: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgefuse.runtime.errors import ManifestError
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.train.checkpoint import CHECKPOINT_FILE, Checkpoint
 from edgefuse.train.data import Batch
@@ -23,7 +24,18 @@ from edgefuse.train.objective import batch_logits, batch_loss, validate
 from edgefuse.train.optimizers import learning_rate, new_optimizer
 from edgefuse.train.recipe import Recipe
 from edgefuse.train.selection import Selection
-from tests.train_fixtures import STEPS, corpus, loader_of, new_model, steps_of, tiny_recipe
+from edgefuse.train.train import train
+from tests.train_fixtures import (
+    STEPS,
+    corpus,
+    loader_of,
+    new_model,
+    rows_of_corpus,
+    steps_of,
+    tiny_recipe,
+    write_manifest,
+    write_recipe,
+)
 
 
 def lines_of(split: str) -> list[Example]:
@@ -282,6 +294,43 @@ def test_ctrl_c_in_a_validation_is_made_up_for(tmp_path: Path, monkeypatch: pyte
     resumed, _ = train_tiny(recipe, tmp_path / "run")
     assert same(resumed, whole)
     assert len(calls) >= 3
+
+
+def test_ctrl_c_while_the_best_weights_are_kept_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = quick(patience=3)
+    whole, _ = train_tiny(recipe, tmp_path / "whole")
+    judge, pressed = Selection.judge, []
+
+    class Scores(dict[str, float]):
+        """Whoever reads them presses ctrl-C, once."""
+
+        def values(self) -> Any:
+            if not pressed:
+                pressed.append(True)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().values()
+
+    monkeypatch.setattr(Selection, "judge", lambda self, step, scores: judge(self, step, Scores(scores)))
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(recipe, tmp_path / "run")
+    resumed, _ = train_tiny(recipe, tmp_path / "run")
+    assert pressed
+    assert same(resumed, whole)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # torch forks its workers
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_cannot_be_read_ends_the_training_in_one_line(workers: int, tmp_path: Path) -> None:
+    rows = rows_of_corpus()
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    for row in rows:
+        row["image"] = str(broken) if row["split"] == "train" else row["image"]
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", write_manifest(tmp_path / "manifest.jsonl", rows)))
+    with pytest.raises(ManifestError, match=rf"^{tmp_path}/manifest\.jsonl:\d+: {broken}[^\n]*$"):
+        train(recipe, [f"data.workers={workers}"], tmp_path / "run")
 
 
 def test_the_average_of_the_weights_is_what_is_validated_and_kept(tmp_path: Path) -> None:

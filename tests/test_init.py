@@ -14,7 +14,7 @@ import soundfile
 
 from edgefuse.runtime import verbs
 from edgefuse.runtime.cli import main
-from edgefuse.runtime.errors import ManifestError, OptionError
+from edgefuse.runtime.errors import ManifestError, MediaError, OptionError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.train.init import NO_DEFAULT, fit_to, init
 from edgefuse.train.recipe import load_recipe
@@ -63,6 +63,24 @@ def test_sizes_and_lengths_follow_the_files(tmp_path: Path) -> None:
         "data": {},
         "signal": {**NO_DEFAULT["signal"], "features": ["time", "speed"]},
     }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\n1,2\n", "the first line must give every column a name of its own"),
+        (b"speed,speed\n1,2\n", "the first line must give every column a name of its own"),
+        (b"speed,\n1,2\n", "the first line must give every column a name of its own"),
+        (b"\xff\xfe,a\n", "not CSV in UTF-8"),
+    ],
+)
+def test_a_signal_without_names_is_refused_in_one_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "s.csv").write_bytes(content)
+    manifest = write_manifest(tmp_path / "m.jsonl", [{"signal": "s.csv", "label": "a", "split": "train"}])
+    with pytest.raises(MediaError, match=rf"^{tmp_path}/s\.csv:[^\n]*{message}[^\n]*$"):
+        init(tmp_path / "mine", manifest=manifest)
+    assert not (tmp_path / "mine").exists()
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -144,6 +145,22 @@ def test_validation_takes_lines_that_lack_a_sensor() -> None:
     ]
     found = validate(new_model(recipe), loader_of(recipe), lines, ["image+text", "audio"])
     assert 0 <= found["image+text"] <= 1
+
+
+def test_a_line_without_any_of_a_subset_says_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tiny_recipe()
+    model, lines = new_model(recipe), lines_of("val")
+    heard = [replace(line, image=None, audio=None if row % 2 else line.audio) for row, line in enumerate(lines)]
+    right = batch_of(recipe, heard).labels
+
+    def hear(_: object, presence: Tensor) -> tuple[Tensor, Tensor]:
+        """Right wherever there is a sound."""
+        told = torch.where(presence[:, 1] > 0, right, 1 - right.clamp(max=1))
+        return nn.functional.one_hot(told, 5).float(), presence
+
+    monkeypatch.setattr(model.head, "fuse", hear)
+    found = validate(model, loader_of(recipe), heard, ["audio", "audio+text", "image"])
+    assert found == {"audio": 1.0, "audio+text": (len(lines) + 1) // 2 / len(lines)}, "no line has a picture"
 
 
 def test_settled_norms_have_the_statistics_of_one_batch_and_the_momentum_of_before() -> None:

@@ -132,6 +132,17 @@ def test_a_killed_pretraining_ends_alike_and_a_training_starts_from_its_encoders
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in met.items())
 
 
+def test_a_pretraining_goes_on_from_a_run(tmp_path: Path) -> None:
+    recipe = recipe_file(tmp_path, unlabelled(tmp_path / "manifest.jsonl"))
+    pretrain(recipe, ["train.epochs=1"], tmp_path / "first")
+    still = [f"train.start={tmp_path / 'first'}", "train.epochs=1", "train.learning_rate=1e-12"]
+    pretrain(recipe, still, tmp_path / "second")
+    first, second = (load_file(tmp_path / name / MODEL_FILE) for name in ("first", "second"))
+    weights = [name for name in first if "running_" not in name and "num_batches" not in name]
+    for name in weights:
+        torch.testing.assert_close(second[name], first[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
 def test_partners_are_learned() -> None:
     batch, model = batch_of([{"image", "text"}] * 24)
     batch.index["image"] = batch.index["text"].clone()  # one sentence for each of three pictures

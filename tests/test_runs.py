@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train import train as module
+from edgefuse.train.pretrain import pretrain
 from edgefuse.train.pretrained import MODEL_FILE
 from edgefuse.train.runs import HARMLESS, RUN_FILE, Run
 from edgefuse.train.train import train
@@ -50,9 +51,52 @@ def test_a_folder_of_another_recipe_is_refused_naming_what_differs(recipe: Path)
     changes = ["fusion.dim=32", "train.epochs=4", "audio=null", "data.subsets={image: 1}"]
     with pytest.raises(RecipeError) as caught:
         train(str(recipe), changes, trained_run())
-    told = "differs in data.subsets.image, audio, fusion.dim, train.epochs"
+    gone = ", ".join(f"data.subsets.{name}" for name in ("image+audio", "image+audio+text", "image+text"))
+    told = f"differs in {gone}, data.subsets.image, audio, fusion.dim, train.epochs"
     assert told in str(caught.value)
     assert str(caught.value).endswith("choose another --out")
+
+
+def test_a_setting_that_is_left_out_makes_another_recipe(tmp_path: Path, no_training: None) -> None:
+    changes = ["augment={hiss: {rate: 0.5}, noise: {rate: 0.5}}"]
+    train(str(write_recipe(tmp_path / "tiny.yaml")), changes, tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"another recipe \(differs in augment\.noise\)"):
+        train(str(tmp_path / "tiny.yaml"), ["augment={hiss: {rate: 0.5}}"], tmp_path / "run")
+
+
+def test_a_pretraining_and_a_training_need_folders_of_their_own(tmp_path: Path, no_training: None) -> None:
+    recipe = str(write_recipe(tmp_path / "tiny.yaml", data={"subsets": {}}))
+    train(recipe, [], tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"holds a run with other labels \(blue, "):
+        pretrain(recipe, [], tmp_path / "run")
+    before = (tmp_path / "run" / MODEL_FILE).read_bytes()
+    pretrain(recipe, ["train.epochs=1"], tmp_path / "pretrained")
+    with pytest.raises(RecipeError, match=r"holds a run with other labels \(none, it was pretrained\)"):
+        train(recipe, ["train.epochs=1"], tmp_path / "pretrained")
+    assert (tmp_path / "run" / MODEL_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize("made", ["qat", "soup"])
+def test_a_training_does_not_pass_for_what_was_made_of_one(made: str, tmp_path: Path, no_training: None) -> None:
+    recipe = str(write_recipe(tmp_path / "tiny.yaml"))
+    train(recipe, [], tmp_path / "run")
+    document = json.loads((tmp_path / "run" / RUN_FILE).read_text())
+    (tmp_path / "run" / RUN_FILE).write_text(json.dumps({**document, made: {}}))
+    with pytest.raises(RecipeError, match=f"holds what `edgefuse {made}` made; choose another --out"):
+        train(recipe, [], tmp_path / "run")
+
+
+def test_a_run_knows_the_weights_that_it_went_on_from(tmp_path: Path, no_training: None) -> None:
+    recipe, start = str(write_recipe(tmp_path / "tiny.yaml")), tmp_path / "start"
+    shutil.copytree(trained_run(), start)
+    told = train(recipe, [f"train.start={start}"], tmp_path / "run")
+    assert train(recipe, [f"train.start={start}"], tmp_path / "run") == told
+    weights = load_file(start / MODEL_FILE)
+    save_file({name: value + 1 for name, value in weights.items()}, start / MODEL_FILE)
+    with pytest.raises(RecipeError, match=f"went on from other weights than {start} has now; choose another --out"):
+        train(recipe, [f"train.start={start}"], tmp_path / "run")
+    shutil.rmtree(start)
+    assert train(recipe, [f"train.start={start}"], tmp_path / "run") == told, "what is finished needs it no more"
 
 
 def test_a_folder_of_other_data_is_refused(tmp_path: Path, no_training: None) -> None:

@@ -84,6 +84,15 @@ def test_every_row_gives_the_tokens_it_promises(name: str, tokens: str) -> None:
     assert torch.isfinite(found).all()
 
 
+def test_one_row_of_one_signal_has_no_variance_and_can_be_learned_from() -> None:
+    encoder = SignalEncoder(settings(steps=1))
+    before = {name: value.clone() for name, value in encoder.named_buffers()}
+    encoder.train()(torch.ones(1, 1, len(settings().features))).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in encoder.named_buffers())
+    assert all(module.training for module in encoder.modules())
+    assert encoder.stem.weight.grad is not None
+
+
 def test_what_the_recipe_cannot_say_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"signal.encoder 'tcn' is unknown; choose one of tcn_nano, tcn_small, tcn_b"):
         SignalEncoder(settings(encoder="tcn"))

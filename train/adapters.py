@@ -26,10 +26,10 @@ def lora_adapters(model: nn.Module, recipe: Recipe) -> Iterator[None]:
     if recipe.text is None or not recipe.text.lora:
         yield
         return
-    if recipe.text.encoder in TEXT_ENCODERS and recipe.text.weights is None:
+    if recipe.text.encoder in TEXT_ENCODERS and recipe.text.weights is None and recipe.train.start is None:
         raise RecipeError(
             f"text.lora is {recipe.text.lora}, which leaves the random weights of {recipe.text.encoder} as they are; "
-            "give text.weights, or a hub name or folder as text.encoder"
+            "give text.weights or train.start, or a hub name or folder as text.encoder"
         )
     encoder = model.get_submodule("encoders.text")
     assert isinstance(encoder, TextEncoder)

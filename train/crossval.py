@@ -22,6 +22,7 @@ from edgefuse.runtime.bundle import MODALITIES
 from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
+from edgefuse.runtime.shards import is_url
 from edgefuse.train.recipe import Recipe, load_recipe
 from edgefuse.train.train import train
 
@@ -57,8 +58,11 @@ def crossval(
     changes = [*overrides, *([] if epochs is None else [f"train.epochs={epochs}"])]
     recipes = {kind: load_recipe(recipe, [*changes, f"fusion.kind={kind}"]) for kind in kinds}  # wrong ones stop here
     settings = recipes[kinds[0]]
+    if not settings.train.epochs:
+        raise RecipeError("train.epochs is 0, and random weights say nothing of a fusion; give --epochs 1 or more")
     lines = read_manifest(settings.data.manifest, split="train")
     fold_of = stratified_folds([str(e.label) for e in lines], [_group(settings, e) for e in lines], folds)
+    _check_folds(lines, fold_of)
     manifests = [_write_fold(out / f"fold{number}.jsonl", lines, fold_of == number) for number in range(folds)]
     accuracies: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number, manifest in enumerate(manifests):
@@ -138,16 +142,27 @@ def stratified_folds(labels: Sequence[str], groups: Sequence[Hashable], folds: i
     for group in np.argsort(-counts.std(axis=1), kind="stable"):
         tried = held[None] + np.eye(folds)[:, :, None] * share[group]  # [choice, K, C]
         uneven = tried.std(axis=1).mean(axis=1)  # [choice]
-        lines = tried.sum(axis=2).max(axis=1)  # [choice], where several are as even
-        fold_of_group[group] = np.lexsort((lines, uneven.round(12)))[0]
+        fold_of_group[group] = np.lexsort((held.sum(axis=1), uneven.round(12)))[0]  # the emptiest of those as even
         held[fold_of_group[group]] += share[group]
     return fold_of_group[member]
 
 
 def _group(recipe: Recipe, example: Example) -> Hashable:
-    """What must not be learned from and tested on: the picture, or what the recipe groups by; else the line itself."""
-    shared = getattr(example, recipe.data.group_by) if recipe.data.group_by else example.image
-    return shared if shared is not None else example.where
+    """What must not be learned from and tested on: what the recipe groups by, or the line's file; else the line."""
+    shared = getattr(example, recipe.data.group_by) if recipe.data.group_by else None
+    return shared or example.image or example.audio or example.signal or example.where
+
+
+def _check_folds(lines: Sequence[Example], fold_of: NDArray[np.int64]) -> None:
+    """Every label is in two folds at least: what a fold tests is learned from the others."""
+    folds: dict[str, set[int]] = {}
+    for line, fold in zip(lines, fold_of.tolist(), strict=True):
+        folds.setdefault(str(line.label), set()).add(fold)
+    if alone := next((label for label, found in folds.items() if len(found) == 1), None):
+        raise RecipeError(
+            f"lines with the label {alone!r} hang together by one file, so no fold could learn it from the others; "
+            "give more examples of it, or leave it out"
+        )
 
 
 def _write_fold(path: Path, lines: Sequence[Example], held_out: NDArray[np.bool_]) -> Path:
@@ -155,11 +170,16 @@ def _write_fold(path: Path, lines: Sequence[Example], held_out: NDArray[np.bool_
     rows = []
     for line, out in zip(lines, held_out, strict=True):
         row = {key: value for key, value in asdict(line).items() if key != "where" and value is not None}
-        files = {key: str(Path(row[key]).resolve()) for key in MODALITIES if key in row and key != "text"}
+        files = {key: _anywhere(row[key]) for key in MODALITIES if key in row and key != "text"}
         rows.append(json.dumps({**row, **files, "split": "val" if out else "train"}))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, ("\n".join(rows) + "\n").encode())
     return path.resolve()
+
+
+def _anywhere(path: str) -> str:
+    """A path that holds from every folder."""
+    return path if is_url(path) else str(Path(path).resolve())
 
 
 def _mean_score(recipe: Recipe, scores: dict[str, float]) -> float:

@@ -70,6 +70,7 @@ def joined() -> Iterator[None]:
         if here().rank == 0:
             raise
         raise SystemExit(1) from None
+    _wait_for_all()  # what rank 0 writes at the end is there for all
     dist.destroy_process_group()
 
 

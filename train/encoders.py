@@ -77,16 +77,21 @@ class ImageEncoder(nn.Module):
         return cells.mean(dim=1, keepdim=True) if self.pooled else cells
 
     def _planes(self, pixels: Tensor) -> Tensor:
-        """The last feature map; one picture of one cell has no variance, and takes the batch norms' running one."""
-        if not (self.training and len(pixels) * self.cells == 1):
-            return self.features(pixels)
-        norms = [module for module in self.features.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.eval()
-        planes = self.features(pixels)
-        for norm in norms:
-            norm.train()
-        return planes
+        """The last feature map."""
+        return apply_normed(self.features, pixels, pixels.shape[0] * self.cells)
+
+
+def apply_normed(layers: nn.Module, inputs: Tensor, values: int) -> Tensor:
+    """`layers`, whose batch norms see `values` numbers a channel; one has no variance, and takes the running one."""
+    if not (layers.training and values == 1):
+        return layers(inputs)
+    norms = [module for module in layers.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.eval()
+    outputs: Tensor = layers(inputs)
+    for norm in norms:
+        norm.train()
+    return outputs
 
 
 class SpatialMean(nn.Module):

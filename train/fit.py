@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.errors import EdgefuseError, RecipeError
 from edgefuse.runtime.manifest import Example
 from edgefuse.train.adapters import lora_adapters
 from edgefuse.train.adversarial import with_adversary
@@ -92,7 +92,8 @@ def run_steps(
             nonlocal scores
             if selection.judged_step < step and (step % validate_every == 0 or step == total):
                 scores = score(selection.candidate)
-                selection.judge(step, scores)
+                with _interrupt_held_back():
+                    selection.judge(step, scores)
                 log.validation(step, step / steps.steps_per_epoch, scores)
 
         try:
@@ -159,5 +160,21 @@ def _interrupt_held_back() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+class _Told(Dataset[Batch | EdgefuseError]):
+    """Steps whose errors come as values: what a worker raises, torch makes a traceback of in the message."""
+
+    def __init__(self, steps: TrainingSteps) -> None:
+        self._steps = steps
+
+    def __getitem__(self, number: int) -> Batch | EdgefuseError:
+        try:
+            return self._steps[number]
+        except EdgefuseError as error:
+            return error
+
+
 def _batches(steps: TrainingSteps, numbers: range, workers: int) -> Iterator[Batch]:
-    yield from DataLoader(steps, batch_size=None, sampler=numbers, num_workers=workers)
+    for batch in DataLoader(_Told(steps), batch_size=None, sampler=numbers, num_workers=workers):
+        if isinstance(batch, EdgefuseError):
+            raise batch
+        yield batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from edgefuse.runtime.bundle import MODALITIES
 from edgefuse.runtime.errors import OptionError
 from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
+from edgefuse.runtime.media import read_media
+from edgefuse.runtime.signals import column_names
 from edgefuse.train.data_check import count_words, files_of, spread
 from edgefuse.train.media_facts import Facts, read_facts
 from edgefuse.train.recipe_text import commented
@@ -45,6 +46,7 @@ def init(folder: Path, sensors: str | None = None, manifest: Path | None = None)
     Raises:
         OptionError: the files are there already, or a sensor does not exist.
         ManifestError: a line of the manifest cannot be used.
+        MediaError: a signal's columns cannot be read.
     """
     for name in (RECIPE, README):
         if (folder / name).exists():
@@ -75,8 +77,7 @@ def fit_to(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
         fitted["text"]["max_tokens"] = 8 * math.ceil((1.5 * words["p95"] + 2) / 8)
     tables = [example.signal for example in examples if example.signal and example.signal.endswith(".csv")]
     if tables:
-        with Path(tables[0]).open(encoding="utf-8-sig", newline="") as file:
-            fitted["signal"] = {**NO_DEFAULT["signal"], "features": [name.strip() for name in next(csv.reader(file))]}
+        fitted["signal"] = {**NO_DEFAULT["signal"], "features": column_names(read_media(tables[0]), tables[0])}
     pictures = [example.image for example in examples if example.image]
     if pictures and 2 * len(set(pictures)) <= len(pictures):
         fitted["data"]["group_by"] = "image"

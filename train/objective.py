@@ -75,10 +75,10 @@ def batch_loss(
 def validate(
     model: FusedModel, loader: Loader, examples: Sequence[Example], subsets: Sequence[str]
 ) -> dict[str, float]:
-    """Accuracy on `examples` for each subset of sensors, 0..1."""
+    """Accuracy for each subset of sensors, 0..1, on those of `examples` that have any of it; none have: left out."""
     model.eval()
     place = next(model.parameters()).device
-    correct = dict.fromkeys(subsets, 0.0)
+    correct, asked = dict.fromkeys(subsets, 0), dict.fromkeys(subsets, 0)
     with torch.no_grad():
         for start in range(0, len(examples), VALIDATION_BATCH):
             part = examples[start : start + VALIDATION_BATCH]
@@ -88,10 +88,13 @@ def validate(
                 lines = _gather(model, batch, _distinct_tokens(model, batch))
                 for name in subsets:
                     kept = torch.tensor([float(m in name.split("+")) for m in model.modalities])
-                    logits, _ = model.head.fuse(lines, batch.presence * kept)
-                    correct[name] += accuracy(logits, batch.labels) * len(part)
+                    presence = batch.presence * kept  # [B, M]
+                    logits, _ = model.head.fuse(lines, presence)
+                    seen = presence.any(dim=1)  # [B]
+                    correct[name] += int((logits.argmax(dim=1) == batch.labels)[seen].sum())
+                    asked[name] += int(seen.sum())
     model.train()
-    return agreed({name: value / len(examples) for name, value in correct.items()})
+    return agreed({name: correct[name] / count for name, count in asked.items() if count})
 
 
 def settle_norms(model: FusedModel, batch: Batch) -> None:

@@ -30,6 +30,7 @@ from edgefuse.train.distributed import agreed, first, gathered, here, joined, pa
 from edgefuse.train.fit import run_steps
 from edgefuse.train.losses import contrastive_loss, found_partners
 from edgefuse.train.model import new_encoders, new_projections
+from edgefuse.train.pretrained import start_from
 from edgefuse.train.recipe import Recipe, load_recipe
 from edgefuse.train.runs import Run, open_or_start
 from edgefuse.train.train import readable
@@ -84,6 +85,8 @@ def _pretrain(recipe: Recipe, out: Path) -> dict[str, Any]:
         return _result(run)
     torch.manual_seed(recipe.train.seed)
     model = run.settled(Aligner(recipe, run.vocabulary))
+    if recipe.train.start:
+        start_from(model, recipe.train.start, run.tokenizer)
     loader = Loader(recipe, labels, run.text_tokenizer(), here())
     with lora_adapters(model, recipe):
         scores = run_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -58,6 +59,12 @@ def start_from(model: nn.Module, source: str, tokenizer: bytes | None) -> tuple[
         raise RecipeError(f"{key}: none of its {len(given)} weights has a name and shape of this model")
     model.load_state_dict(taken, strict=False)
     return len(taken), len(wanted)
+
+
+def start_hash(recipe: Recipe) -> str | None:
+    """The hash of the weights that the recipe goes on from; None where there are none, or none any more."""
+    path = Path(recipe.train.start or "") / MODEL_FILE
+    return hashlib.sha256(path.read_bytes()).hexdigest() if recipe.train.start and path.exists() else None
 
 
 def without_weights(recipe: Recipe) -> Recipe:

@@ -22,7 +22,7 @@ from edgefuse.runtime.preprocess import Tokenizer
 from edgefuse.train.checkpoint import short_reason
 from edgefuse.train.encoders import TEXT_ENCODERS, TextEncoder
 from edgefuse.train.model import FusedModel, specs_of
-from edgefuse.train.pretrained import MODEL_FILE, without_weights
+from edgefuse.train.pretrained import MODEL_FILE, start_hash, without_weights
 from edgefuse.train.recipe import Recipe, parse_recipe
 from edgefuse.train.signal_encoder import settle, signal_statistics
 from edgefuse.train.wordpiece import tokenizer_document
@@ -165,6 +165,16 @@ def open_or_start(
             raise RecipeError(
                 f"{out} was trained on other data than {recipe.data.manifest} has now; choose another --out"
             )
+        if run.labels != labels:
+            known = ", ".join(run.labels) or "none, it was pretrained"
+            raise RecipeError(f"{out} holds a run with other labels ({known}); choose another --out")
+        if made := [name for name in ("qat", "soup") if name in run.document]:
+            raise RecipeError(f"{out} holds what `edgefuse {made[0]}` made; choose another --out")
+        start = start_hash(recipe)
+        if start and run.document.get("start", start) != start:
+            raise RecipeError(
+                f"{out} went on from other weights than {recipe.train.start} has now; choose another --out"
+            )
         hashes = [sorted(t["sha256"] for t in taught) for taught in (run.document.get("teachers", ()), teachers)]
         if hashes[0] != hashes[1]:
             names = ", ".join(t["run"] for t in run.document.get("teachers", ())) or "no teacher"
@@ -183,6 +193,8 @@ def open_or_start(
     }
     if recipe.signal:
         document["signal"] = signal_statistics(specs_of(recipe)["signal"], training)
+    if start := start_hash(recipe):
+        document["start"] = start
     if teachers:
         document["teachers"] = list(teachers)
     run = Run(out, recipe, labels, document, tokenizer)
@@ -198,8 +210,8 @@ def _write_weights(folder: Path, model: nn.Module) -> None:
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the settings that differ."""
     names: list[str] = []
-    for key in new:
-        first, second = old.get(key), new[key]
+    for key in {**old, **new}:
+        first, second = old.get(key), new.get(key)
         if isinstance(first, dict) and isinstance(second, dict):
             names += _differences(first, second, f"{prefix}{key}.")
         elif first != second:

@@ -13,7 +13,7 @@ from edgefuse.runtime.errors import ManifestError, MediaError, RecipeError
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.preprocess import prepared
 from edgefuse.runtime.signals import Signals
-from edgefuse.train.encoders import AttentionPool
+from edgefuse.train.encoders import AttentionPool, apply_normed
 from edgefuse.train.pretrained import load_encoder
 from edgefuse.train.settings import SignalSettings
 
@@ -78,8 +78,8 @@ class SignalEncoder(nn.Module):
     def forward(self, signal: Tensor) -> Tensor:
         """Tokens of a batch of signals."""
         planes = self.frontend(signal).transpose(1, 2)  # [B, F, S]
-        steps = self.layers(self.stem(planes)).transpose(1, 2)  # [B, S, D]
-        return self.pool(self.norm(steps))  # [B, N, D]
+        features = apply_normed(self.layers, self.stem(planes), planes.shape[0] * planes.shape[2])  # [B, D, S]
+        return self.pool(self.norm(features.transpose(1, 2)))  # [B, N, D]
 
 
 def settle(encoder: nn.Module, statistics: Mapping[str, Sequence[float]]) -> None:

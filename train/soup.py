@@ -19,7 +19,7 @@ from edgefuse.runtime.errors import RecipeError
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.train.data import Loader
 from edgefuse.train.distributed import refuse_others
-from edgefuse.train.model import specs_of
+from edgefuse.train.model import FusedModel, specs_of
 from edgefuse.train.objective import validate
 from edgefuse.train.runs import RUN_FILE, Run
 from edgefuse.train.train import readable
@@ -43,45 +43,46 @@ def soup(runs: Sequence[Path], out: Path) -> dict[str, Any]:
     refuse_others("soup")
     if len(runs) < 2:
         raise RecipeError(f"{len(runs)} run is nothing to average; give two or more that went on from one train.start")
-    first, *others = sources = [Run.open(folder) for folder in runs]
-    for other in others:
-        _check_alike(first, other)
-    each = {str(run.folder): run.document.get("accuracy") for run in sources}
+    sources = [Run.open(folder) for folder in runs]
+    models = [run.trained_model() for run in sources]
+    _check_alike(sources, models)
+    each = {str(run.folder): run.document["accuracy"] for run in sources}
     lineage = [{"run": str(run.folder), "sha256": run.weights_sha256()} for run in sources]
     if (out / RUN_FILE).exists():
         kept = Run.open(out)
         if kept.document.get("soup") != lineage:
             raise RecipeError(f"{out} holds a run; choose another --out")
         return {"run": str(out), "accuracy": kept.document["accuracy"], "each": each}
-    model, *models = [run.trained_model() for run in sources]
-    model.load_state_dict(_mean([m.state_dict() for m in (model, *models)]))
-    lines = read_manifest(first.recipe.data.manifest, split="val", labels=first.labels)
-    loader = Loader(first.recipe, first.labels, first.text_tokenizer())
-    accuracy = validate(model, loader, readable(first.recipe, lines), first.recipe.trained_subsets)
-    first.write_next(out, model, {"accuracy": accuracy, "soup": lineage})
+    one, model = sources[0], models[0]
+    model.load_state_dict(_mean([model.state_dict() for model in models]))
+    lines = read_manifest(one.recipe.data.manifest, split="val", labels=one.labels)
+    loader = Loader(one.recipe, one.labels, one.text_tokenizer())
+    accuracy = validate(model, loader, readable(one.recipe, lines), one.recipe.trained_subsets)
+    one.write_next(out, model, {"accuracy": accuracy, "soup": lineage})
     return {"run": str(out), "accuracy": accuracy, "each": each}
 
 
-def _check_alike(first: Run, other: Run) -> None:
-    """Both are the same model, and went on from the same weights."""
-    starts = [run.recipe.train.start for run in (first, other)]
-    if starts[0] is None or starts[0] != starts[1]:
-        raise RecipeError(
-            f"{first.folder} and {other.folder} started apart (train.start: {starts[0]} and {starts[1]}), so the mean "
-            "of their weights is no model; train both on from one run by train.start=RUN"
-        )
-    one, two = _facts(first), _facts(other)
-    differ = [name for name in one if one[name] != two[name]]
-    if differ:
-        raise RecipeError(
-            f"{first.folder} and {other.folder} differ in {', '.join(differ)}; only how they were trained may differ"
-        )
+def _check_alike(runs: Sequence[Run], models: Sequence[FusedModel]) -> None:
+    """All are the same model, and went on from the same weights."""
+    first, *others = [_facts(run, model) for run, model in zip(runs, models, strict=True)]
+    for run, facts in zip(runs[1:], others, strict=True):
+        if first["start"] is None or facts["start"] != first["start"]:
+            starts = " and ".join(str(each.recipe.train.start) for each in (runs[0], run))
+            raise RecipeError(
+                f"{runs[0].folder} and {run.folder} started apart (train.start: {starts}), so the mean of their "
+                "weights is no model; train both on from one run by train.start=RUN"
+            )
+        if differ := ", ".join(name for name in first if facts[name] != first[name]):
+            raise RecipeError(
+                f"{runs[0].folder} and {run.folder} differ in {differ}; only how they were trained may differ"
+            )
 
 
-def _facts(run: Run) -> dict[str, object]:
-    """What two runs must have alike, so that a weight of one means what the same weight of the other does."""
+def _facts(run: Run, model: FusedModel) -> dict[str, object]:
+    """What runs must have alike, so that a weight of one means what the same weight of another does."""
     return {
-        "the model": {name: tensor.shape for name, tensor in run.trained_model().state_dict().items()},
+        "start": run.document.get("start"),
+        "the model": {name: tensor.shape for name, tensor in model.state_dict().items()},
         "preprocessing": specs_of(run.recipe),
         "labels": run.labels,
         "tokenizer.json": run.tokenizer,
