@@ -300,24 +300,32 @@ def test_ctrl_c_while_the_best_weights_are_kept_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = quick(patience=3)
-    whole, _ = train_tiny(recipe, tmp_path / "whole")
-    judge, pressed = Selection.judge, []
+    judge, candidate, pressed = Selection.judge, Selection.candidate, []
 
-    class Scores(dict[str, float]):
-        """Whoever reads them presses ctrl-C, once."""
+    def pressing(self: Selection, step: int, scores: dict[str, float]) -> None:
+        """As `judge`, and whoever then takes the weights presses ctrl-C, once."""
 
-        def values(self) -> Any:
+        def press(selection: Selection) -> Any:
             if not pressed:
                 pressed.append(True)
                 os.kill(os.getpid(), signal.SIGINT)
-            return super().values()
+            return candidate.fget(selection)  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(Selection, "judge", lambda self, step, scores: judge(self, step, Scores(scores)))
+        with monkeypatch.context() as patch:
+            patch.setattr(Selection, "candidate", property(press))
+            judge(self, step, scores)
+
+    def trained(folder: str) -> FusedModel:
+        worse = itertools.count()  # the first validation is the best one
+        monkeypatch.setattr("edgefuse.train.fit.validate", lambda *_: {"image": 0.9 - 0.1 * next(worse)})
+        return train_tiny(recipe, tmp_path / folder)[0]
+
+    whole = trained("whole")
+    monkeypatch.setattr(Selection, "judge", pressing)
     with pytest.raises(KeyboardInterrupt):
-        train_tiny(recipe, tmp_path / "run")
-    resumed, _ = train_tiny(recipe, tmp_path / "run")
+        trained("run")
     assert pressed
-    assert same(resumed, whole)
+    assert same(trained("run"), whole)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # torch forks its workers
