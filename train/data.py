@@ -121,6 +121,10 @@ class Loader:
             place=self.place,
         )
 
+    def whole(self, examples: Sequence[Example]) -> Batch:
+        """The lines as one batch, each with all of its own sensors; errors as of `batch`."""
+        return self.batch(examples, [e.audio for e in examples], [self._recipe.seen(e) for e in examples])
+
     def numbers(self, examples: Sequence[Example]) -> Tensor:
         """The class number of each line, -1 where it has no label [B]."""
         return torch.tensor([-1 if e.label is None else self._number[e.label] for e in examples])

@@ -130,7 +130,7 @@ def _all(recipe: Recipe) -> str:
 
 def _test_lines(run: Run) -> list[Example]:
     lines = read_manifest(run.recipe.data.manifest, split="test", labels=run.labels)
-    return [line for line in lines if set(line.sensors) & set(run.recipe.modalities)]
+    return [line for line in lines if run.recipe.seen(line)]
 
 
 def _test(run: Run) -> dict[str, float]:
@@ -156,9 +156,8 @@ def _costs(student: Run, teachers: Sequence[Run]) -> dict[str, dict[str, float]]
 
 
 def _cost(run: Run, lines: Sequence[Example]) -> dict[str, int]:
-    line = max(lines, key=lambda line: len(set(line.sensors) & set(run.recipe.modalities)))
-    shown = set(line.sensors) & set(run.recipe.modalities)
-    batch = Loader(run.recipe, run.labels, run.text_tokenizer()).batch([line], [line.audio], [shown])
+    line = max(lines, key=lambda line: len(run.recipe.seen(line)))
+    batch = Loader(run.recipe, run.labels, run.text_tokenizer()).whole([line])
     return model_cost(run.trained_model(), batch)
 
 

@@ -81,9 +81,7 @@ def validate(
     correct, asked = dict.fromkeys(subsets, 0), dict.fromkeys(subsets, 0)
     with torch.no_grad():
         for start in range(0, len(examples), VALIDATION_BATCH):
-            part = examples[start : start + VALIDATION_BATCH]
-            present = [set(e.sensors) & set(model.modalities) for e in part]
-            batch = loader.batch(part, [e.audio for e in part], present).to(place)
+            batch = loader.whole(examples[start : start + VALIDATION_BATCH]).to(place)
             with on_device(place):
                 lines = _gather(model, batch, _distinct_tokens(model, batch))
                 for name in subsets:

@@ -124,9 +124,7 @@ def retrieval(model: Aligner, loader: Loader, examples: Sequence[Example]) -> di
     place = next(model.parameters()).device
     shares: dict[str, list[float]] = defaultdict(list)
     for start in range(0, len(examples), RETRIEVAL_BATCH):
-        part = examples[start : start + RETRIEVAL_BATCH]
-        present = [set(e.sensors) & set(model.encoders) for e in part]
-        batch = loader.batch(part, [e.audio for e in part], present).to(place)
+        batch = loader.whole(examples[start : start + RETRIEVAL_BATCH]).to(place)
         with on_device(place):
             embeddings = model(batch)
         for one, other, paired in _pairs(batch, list(model.encoders)):
@@ -155,7 +153,7 @@ def _every_sensor(recipe: Recipe) -> Recipe:
 
 def _paired(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
     """The lines that have two sensors or more."""
-    paired = [example for example in examples if len(set(example.sensors) & set(recipe.modalities)) > 1]
+    paired = [example for example in examples if len(recipe.seen(example)) > 1]
     if examples and not paired:
         found = f"{recipe.data.manifest}: no {examples[0].split} line has two of {', '.join(recipe.modalities)}"
         raise RecipeError(f"{found}; pretraining pairs what a line shows together")

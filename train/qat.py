@@ -30,6 +30,7 @@ from edgefuse.train.objective import batch_logits, validate
 from edgefuse.train.optimizers import learning_rate
 from edgefuse.train.recipe import TrainSettings
 from edgefuse.train.runs import RUN_FILE, Run
+from edgefuse.train.train import readable
 
 CALIBRATION_BATCH = 32  # lines
 
@@ -72,8 +73,9 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     teacher, model = source.trained_model(), source.trained_model()
     if (out / RUN_FILE).exists():
         raise RecipeError(f"{out} holds a run; choose another --out")
-    training = _seen(source, training_lines(source.recipe))
-    validation = _seen(source, read_manifest(source.recipe.data.manifest, split="val", labels=source.labels))
+    training = readable(source.recipe, training_lines(source.recipe))
+    lines = read_manifest(source.recipe.data.manifest, split="val", labels=source.labels)
+    validation = readable(source.recipe, lines)
     if source.document["data_fingerprint"] != fingerprint(training):
         raise RecipeError(f"{run} was trained on other data than {source.recipe.data.manifest} has now; train it again")
     loader = Loader(source.recipe, source.labels, source.text_tokenizer())
@@ -93,17 +95,10 @@ def qat(run: Path, out: Path, epochs: int = 1, *, convolutions: bool = False) ->
     return {"run": str(out), "layers": len(rounding.layers), "accuracy": accuracy, "int8": int8}
 
 
-def _seen(run: Run, examples: Sequence[Example]) -> list[Example]:
-    """The lines that have something for the model."""
-    return [example for example in examples if set(example.sensors) & set(run.recipe.modalities)]
-
-
 def _calibration(model: FusedModel, loader: Loader, examples: Sequence[Example]) -> Iterator[dict[str, list[Tensor]]]:
     """The sensor tensors of `examples` as the encoders take them, CALIBRATION_BATCH lines at a time."""
     for start in range(0, len(examples), CALIBRATION_BATCH):
-        part = examples[start : start + CALIBRATION_BATCH]
-        present = [set(example.sensors) & set(model.modalities) for example in part]
-        batch = loader.batch(part, [example.audio for example in part], present)
+        batch = loader.whole(examples[start : start + CALIBRATION_BATCH])
         yield {m: [batch.inputs[name] for name in SENSOR_TENSORS[m]] for m in batch.index}
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from edgefuse.runtime.bundle import MODALITIES
 from edgefuse.runtime.corruptions import CORRUPTIONS
 from edgefuse.runtime.errors import RecipeError
+from edgefuse.runtime.manifest import Example
 from edgefuse.train.settings import (
     AdversarialSettings,
     AudioSettings,
@@ -49,6 +50,10 @@ class Recipe(Settings):
     def modalities(self) -> tuple[str, ...]:
         """The modalities of this model, in the order of the `presence` columns."""
         return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+
+    def seen(self, example: Example) -> set[str]:
+        """The sensors of a line that the model reads."""
+        return set(example.sensors) & set(self.modalities)
 
     @property
     def trained_subsets(self) -> list[str]:

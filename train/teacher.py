@@ -73,7 +73,7 @@ def answers(teacher: Run, examples: Sequence[Example]) -> Answers:
         RecipeError: the teacher is no finished run, or reads none of the sensors that a line has.
         ManifestError: a line's file cannot be decoded.
     """
-    blind = next((e for e in examples if not set(e.sensors) & set(teacher.recipe.modalities)), None)
+    blind = next((e for e in examples if not teacher.recipe.seen(e)), None)
     if blind is not None:
         reads = ", ".join(teacher.recipe.modalities)
         raise RecipeError(
@@ -123,9 +123,7 @@ def _answer(model: FusedModel, loader: Loader, examples: Sequence[Example]) -> d
     place = next(model.parameters()).device
     found = []
     for start in range(0, len(examples), BATCH):
-        part = examples[start : start + BATCH]
-        present = [set(e.sensors) & set(model.modalities) for e in part]
-        batch = loader.batch(part, [e.audio for e in part], present).to(place)
+        batch = loader.whole(examples[start : start + BATCH]).to(place)
         with on_device(place):
             fused, _ = batch_fused(model, batch)  # [B, E]
             found.append((model.head.classify(fused).float().cpu(), fused.float().cpu()))

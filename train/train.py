@@ -86,7 +86,7 @@ def readable(recipe: Recipe, examples: Sequence[Example]) -> list[Example]:
                 f"{recipe.data.manifest}: no {examples[0].split} line has {modality}, which the recipe reads; "
                 f"add some, or leave the section {modality} out"
             )
-    return [example for example in examples if set(example.sensors) & set(recipe.modalities)]
+    return [example for example in examples if recipe.seen(example)]
 
 
 def _check_labels(recipe: Recipe, training: Sequence[Example], labels: tuple[str, ...]) -> None:
