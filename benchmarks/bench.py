@@ -1,7 +1,7 @@
-"""Measures a bundle on this machine's CPU, batch 1, and writes report.json, report.md and index.html.
+"""Measures a bundle on this machine's CPU, and its engines where a GPU is, batch 1; writes the report.
 
 edgefuse bench runs/demo/bundle --out runs/demo/report [--quick] [--manifest data.jsonl]
-    [--against other/report.json] [--history runs/history.jsonl] [--fail-on "cpu.p50_ms>20"]
+    [--against other/report.json] [--history runs/history.jsonl] [--fail-on "cpu.p50_ms>20"] [--builds 5]
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from edgefuse.benchmarks.effort import FULL, QUICK, Effort
 from edgefuse.benchmarks.energy import measure_energy
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.figures import figures, names
+from edgefuse.benchmarks.gpu import Asked, measure_engines
 from edgefuse.benchmarks.history import append, line_of
 from edgefuse.benchmarks.latency import (
     JUDGES,
@@ -68,6 +69,7 @@ def bench(
     against: Path | None = None,
     history: Path | None = None,
     fail_on: Sequence[str] = (),
+    builds: int = 0,
 ) -> dict[str, Any]:
     """Measure speed, memory, size and accuracy of every part set of a bundle and write the report.
 
@@ -79,10 +81,11 @@ def bench(
         against: report.json of another bundle, which then answers the same queries beside this one.
         history: file that a line of figures is added to.
         fail_on: what must not come out, see `thresholds.parse`.
+        builds: where a GPU is, so many more builds of the engines, each from nothing, to see how they differ.
 
     Returns:
         What report.json holds, {stages, scenarios, latencies, mlperf, energy, memory, cold_start, size, accuracy,
-        pareto, ceilings, engines, environment, against, ...}, without what only the drawings need, and the path of
+        pareto, ceilings, gpu, engines, environment, against, ...}, without what only the drawings need, and the path of
         the page. The verdict is "failed" where something of `fail_on` came out, else "ok"; `broken` says what, as does
         stderr.
 
@@ -108,7 +111,7 @@ def bench(
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "quick": quick,
             **_about(bundle, effort, manifest),
-            **_measure(bundle, examples, effort, out, progress),
+            **_measure(bundle, examples, effort, out, builds, progress),
             "against": other and face(bundle, other, examples, partial(_phase, progress)),
         }
     report["commands"] = commands(report, bundle.folder, out, () if against is None else ("--against", str(against)))
@@ -175,7 +178,7 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
 
 
 def _measure(
-    bundle: Bundle, examples: Sequence[Example], effort: Effort, out: Path, progress: Progress
+    bundle: Bundle, examples: Sequence[Example], effort: Effort, out: Path, builds: int, progress: Progress
 ) -> dict[str, Any]:
     phase = partial(_phase, progress)
     environment = describe_environment()  # first: its load is that of the others, not ours
@@ -204,6 +207,8 @@ def _measure(
         decide = {name: partial(predictors[name].predict, **inputs) for name in fast}
         energy = measure_energy(open_meters(), decide, effort.energy_decisions, REST_S)
     mlperf = _ask_loadgen(bundle, fast[-1], pools[fullest], fullest.split("+"), effort.load, phase("MLPerf LoadGen", 1))
+    queries = spread(pools[fullest], effort.warmup_queries + effort.queries)
+    gpu = measure_engines(bundle, Asked(queries, fullest.split("+"), effort.warmup_queries, lines, builds), phase)
     step = phase("ceilings", 1)
     ceilings = measure_ceilings(bundle, effort.ceiling_runs)
     step()
@@ -221,7 +226,8 @@ def _measure(
         "accuracy": accuracy,
         "pareto": combined,
         "ceilings": ceilings,
-        "engines": footprint.engines(bundle),
+        "gpu": gpu,
+        "engines": footprint.engines(bundle, gpu),
         "environment": environment,
         "example": inputs,
     }

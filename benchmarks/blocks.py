@@ -1,4 +1,4 @@
-"""Blocks of the report page: the comparison with another report, named latencies, LoadGen, energy, Pareto."""
+"""Blocks of the report page: the comparison with another report, latencies, the GPU, LoadGen, energy, Pareto."""
 
 from __future__ import annotations
 
@@ -95,6 +95,45 @@ def energy(report: Report) -> str:
     ]
     head = ["Part set", "Meter", "J per decision", "At rest, W", "Decisions"]
     return markup.block(title, markup.table("What is taken at rest is subtracted", head, rows, text_columns=2))
+
+
+def gpu(report: Report) -> str:
+    """What this machine's GPU does with the engines; nothing where the bundle has none."""
+    if not report["gpu"]:
+        return ""
+    head, rows, notes = gpu_table(report["gpu"])
+    data = markup.table(f"From {report['sensors']}, batch 1, in milliseconds", head, rows, text_columns=2)
+    return markup.block("On this machine's GPU", data, *map(markup.paragraph, notes), wide=True)
+
+
+def gpu_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
+    """Head, rows with two columns of text first, and remarks: latencies of each target, its accuracy, its builds."""
+    rows, notes = [], []
+    for target, told in found.items():
+        if "not_measured" in told:
+            rows += [[target, "not measured", *[NOT_KNOWN] * (2 + len(_SUMMARY))]]
+            notes.append(f"{target}: {told['not_measured']}.")
+            continue
+        right, builds = told["accuracy"], told["builds"]
+        for key in ("engine", "host_end_to_end"):
+            times = [milliseconds(told[key][each]) for each in _SUMMARY]
+            rows.append([target, _NAMED[key], *times, percent(right["accuracy"]), span(right["interval"])])
+        if builds and "not_measured" in builds:
+            notes.append(f"{target}, more builds: {builds['not_measured']}.")
+        elif builds:
+            medians = ", ".join(milliseconds(each) for each in builds["p50_ms"])
+            notes.append(
+                f"{target}, {len(builds['p50_ms'])} more builds from nothing: engine p50 {medians} ms; the slowest is "
+                f"{percent(builds['spread'])} % above the fastest."
+            )
+    head = ["Target", "Latency", "Mean", *(each.removesuffix("_ms") for each in PERCENTILES), "Accuracy, %", "95 %"]
+    return head, rows, notes
+
+
+def latency_of(engine: Mapping[str, Any]) -> str:
+    """The median of an engine in ms, or that there is none."""
+    found = engine["latency"]
+    return found if isinstance(found, str) else milliseconds(found)
 
 
 def pareto(report: Report) -> str:

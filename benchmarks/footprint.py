@@ -76,12 +76,14 @@ def cold_start(bundle: Bundle, inputs: Inputs, runs: int, progress: Callable[[],
     return {"median_s": round(statistics.median(runs_s), 3), "runs_s": runs_s}
 
 
-def engines(bundle: Bundle) -> list[dict[str, Any]]:
-    """What stands beside every engine of the bundle; no latency, as this machine's GPU, if any, is not asked."""
+def engines(bundle: Bundle, gpu: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What stands beside every engine of the bundle, and its median in ms where `gpu.measure_engines` could ask it."""
     found = []
     for path in sorted(bundle.folder.glob("engines/*/*.engine")):
         target, part = path.parent.name, path.stem
-        row = {"target": target, "part": part, "bytes": path.stat().st_size, "latency": "not measured"}
+        stage = gpu.get(target, {}).get("stages", {}).get(part)
+        latency = stage["p50_ms"] if stage else "not measured"
+        row = {"target": target, "part": part, "bytes": path.stat().st_size, "latency": latency}
         sidecar = read_sidecar(bundle.folder, target, part)
         if sidecar is not None:
             told = ("tensorrt_version", "sm", "kernels", "bytes_touched", "seconds", "audit")

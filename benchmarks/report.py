@@ -30,7 +30,8 @@ def render(report: Report) -> str:
     subtitle += ["quick run"] if report["quick"] else []
     sections = [blocks.against, _latency, _stages, blocks.latencies, _stage_table]
     sections += [_accuracy, _answer_types, _accuracy_table, blocks.pareto, _scenarios, blocks.mlperf, blocks.energy]
-    sections += [_footprint, ceilings.section, _method, _engines, plan_audit, _environment, _lineage, _reproduce]
+    sections += [_footprint, ceilings.section, _method, blocks.gpu, _engines, plan_audit]
+    sections += [_environment, _lineage, _reproduce]
     verdicts = {"cards": "".join(cards(report)), "notes": notes(report)}
     title = f"edgefuse benchmark: {report['bundle']['name']}"
     body = "".join(section(report) for section in sections)
@@ -178,7 +179,7 @@ def _engines(report: Report) -> str:
     if not report["engines"]:
         return markup.block(title, markup.paragraph("None in this bundle: edgefuse build makes them."), wide=True)
     head = ["Target", "Part", "TensorRT", "SM", "File", "Kernels", "Bytes touched", "Build, s", "Latency"]
-    note = "Kernels and the bytes they read and write are the compiler's plan; no GPU was asked to run them."
+    note = "Kernels and the bytes they read and write are the compiler's plan; latency is the median on the GPU, in ms."
     data = markup.table(
         "As the compiler planned them", head, [_engine(row) for row in report["engines"]], text_columns=4
     )
@@ -191,7 +192,7 @@ def _engine(row: Mapping[str, Any]) -> list[str]:
     sms = ", ".join(str(sm) for sm in row.get("sm", ()))
     version, kernels, seconds = (_text(row.get(key)) for key in ("tensorrt_version", "kernels", "seconds"))
     figures = [byte_count(row["bytes"]), kernels, byte_count(row.get("bytes_touched")), seconds]
-    return [row["target"], row["part"] + doubt, version, sms or NOT_KNOWN, *figures, row["latency"]]
+    return [row["target"], row["part"] + doubt, version, sms or NOT_KNOWN, *figures, blocks.latency_of(row)]
 
 
 def _environment(report: Report) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgefuse.benchmarks import ceilings
-from edgefuse.benchmarks.blocks import pareto_table
+from edgefuse.benchmarks.blocks import gpu_table, latency_of, pareto_table
 from edgefuse.benchmarks.headline import remarks, verdicts
 from edgefuse.benchmarks.markdown import code, table, text
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds, percent, span
@@ -33,6 +33,7 @@ def render_markdown(report: Report) -> str:
             _section("Accuracy with latency", _pareto(report["pareto"])),
             _section("Size and memory", _footprint(report)),
             _section(ceilings.TITLE, _ceilings(report["ceilings"])),
+            *([_section("On this machine's GPU, in ms", _gpu(report["gpu"]))] if report["gpu"] else []),
             _section("TensorRT engines", _engines(report)),
             _section("Environment", _environment(environment)),
             _section("How to reproduce each figure", _commands(report)),
@@ -113,6 +114,11 @@ def _footprint(report: Report) -> str:
     return table(("parts", "on disk", "of fp32", "resident after one answer"), rows)
 
 
+def _gpu(found: Mapping[str, Any]) -> str:
+    head, rows, notes = gpu_table(found)
+    return f"{table(head, rows, text_columns=2)}\n{_list(notes)}"
+
+
 def _engines(report: Report) -> str:
     if not report["engines"]:
         return "None in this bundle: edgefuse build makes them.\n"
@@ -124,7 +130,7 @@ def _engines(report: Report) -> str:
             str(engine.get("tensorrt_version", NOT_KNOWN)),
             str(engine.get("kernels", NOT_KNOWN)),
             byte_count(engine.get("bytes_touched")),
-            engine["latency"],
+            latency_of(engine),
         ]
         for engine in report["engines"]
     ]

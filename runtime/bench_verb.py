@@ -22,8 +22,11 @@ def bench(
         list[str] | None,
         typer.Option(help='Exit 1 if so: "cpu.p50_ms>20", "retention<0.99", "slower"; may be repeated.'),
     ] = None,
+    builds: Annotated[
+        int, typer.Option(min=0, help="More builds of the engines, to see how they differ; needs a GPU.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure speed, size, memory and accuracy, and write a report."""
-    options: dict[str, Any] = {"against": against, "history": history, "fail_on": fail_on or []}
+    options: dict[str, Any] = {"against": against, "history": history, "fail_on": fail_on or [], "builds": builds}
     run_verb("benchmarks.bench:bench", as_json, bundle, out, manifest=manifest, quick=quick, **options)

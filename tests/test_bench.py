@@ -241,6 +241,11 @@ def test_size_memory_and_first_answer_come_with_what_they_are_compared_to(measur
     assert 0 < result["cold_start"]["median_s"] < 60
 
 
+def test_engines_that_cannot_run_here_say_why(measured):
+    assert list(measured[2]["gpu"]) == ["tensorrt-rtx"]
+    assert list(measured[2]["gpu"]["tensorrt-rtx"]) == ["not_measured"]
+
+
 def test_engines_are_listed_with_what_their_sidecars_say_and_no_latency(measured):
     image, head, text = sorted(measured[2]["engines"], key=lambda row: ("image", "head", "text").index(row["part"]))
 

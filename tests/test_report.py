@@ -96,6 +96,7 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         "accuracy": {name: _judged(None if name == "fp32" else retention) for name in sets},
         "pareto": _combinations(),
         "ceilings": _ceilings(),
+        "gpu": {"tensorrt": _on_gpu(), "tensorrt-rtx": {"not_measured": HOSTILE}},
         "engines": [{**engine, **known, "built_from_these_parts": True}, {**engine, "part": HOSTILE}],
         "environment": {
             "cpu": HOSTILE,
@@ -107,6 +108,14 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         },
         "commands": [("everything", f"edgefuse bench {HOSTILE}")],
     }
+
+
+def _on_gpu() -> dict:
+    """One target on a GPU, and two more builds of it."""
+    times = summarise([1.0, 2.0, 3.0])
+    right = {"accuracy": 0.9, "interval": [0.85, 0.95], "n": 200}
+    builds = {"p50_ms": [1.9, 2.1], "spread": 0.105}
+    return {"engine": times, "host_end_to_end": times, "stages": {}, "accuracy": right, "builds": builds}
 
 
 def _judged(retention: float | None) -> dict:
@@ -295,6 +304,14 @@ def test_a_percentile_that_the_queries_do_not_support_is_a_dash():
 
     assert report["stages"]["fp32"]["total"]["p99_ms"] is None
     assert f'<td class="number">{NOT_KNOWN}</td>' in render(report)
+
+
+def test_what_the_gpu_does_is_told_and_why_not(page):
+    told = page.text.split("On this machine's GPU")[1].split("TensorRT engines")[0]
+
+    assert told.count("Engine (the parts alone)") == told.count("Host, end to end") == 1
+    assert "2 more builds from nothing" in told
+    assert told.count("not measured") == 1
 
 
 def test_an_engine_has_no_latency_and_a_missing_sidecar_is_said(page):
