@@ -27,7 +27,7 @@ from edgefuse.benchmarks.effort import FULL, QUICK, Effort
 from edgefuse.benchmarks.energy import measure_energy
 from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.figures import figures, names
-from edgefuse.benchmarks.gpu import Asked, measure_engines
+from edgefuse.benchmarks.gpu import Asked, measure_engines, targets_of
 from edgefuse.benchmarks.history import append, line_of
 from edgefuse.benchmarks.latency import (
     JUDGES,
@@ -97,7 +97,7 @@ def bench(
     effort = QUICK if quick else FULL
     bundle = Bundle.open(bundle_folder)
     bundle.part_info(REFERENCE, HEAD)  # nothing can be judged without the reference
-    known = names(part_sets(bundle), fast_sets(bundle), against is not None)
+    known = names(part_sets(bundle), fast_sets(bundle), targets_of(bundle), against is not None)
     thresholds = [parse(text, known) for text in fail_on]
     other = None if against is None else open_other(against, bundle, fast_sets(bundle))
     manifest = _manifest(bundle, manifest)

@@ -13,20 +13,23 @@ Figures = dict[str, Any]  # name -> a number, None where it was not measured, or
 _TIMES = ("mean_ms", *PERCENTILES)
 OF_SPEED = (*_TIMES, *(f"engine_{time}" for time in _TIMES), "memory_bytes")
 OF_EVERY_SET = ("accuracy", "retention", "bytes")
+OF_GPU = (*_TIMES, *(f"engine_{time}" for time in _TIMES), "accuracy", "build_spread")
 RETENTION, FIRST_ANSWER = "retention", "first_answer_s"  # the least retention of all part sets; of the whole bundle
 RATIO, SLOWER = "against_ratio", "slower"
 
 
-def names(part_sets: Sequence[str], fast: Sequence[str], compared: bool) -> list[str]:
+def names(part_sets: Sequence[str], fast: Sequence[str], targets: Sequence[str], compared: bool) -> list[str]:
     """The names that a report will have: known before anything is measured.
 
     Args:
         part_sets: those of the bundle.
         fast: of them, those that are a speed.
+        targets: of its engines.
         compared: whether another report is given.
     """
     found = [f"{part_set}.{figure}" for part_set in fast for figure in (*OF_SPEED, *([RATIO] if compared else []))]
     found += [f"{part_set}.{figure}" for part_set in part_sets for figure in OF_EVERY_SET]
+    found += [f"{target}.{figure}" for target in targets for figure in OF_GPU]
     return [*found, RETENTION, FIRST_ANSWER, *([SLOWER] if compared else [])]
 
 
@@ -42,6 +45,8 @@ def figures(report: Report) -> Figures:
     for part_set, judged in report["accuracy"].items():
         found[f"{part_set}.accuracy"], found[f"{part_set}.retention"] = judged["accuracy"], judged["retention"]
         found[f"{part_set}.bytes"] = report["size"][part_set]["bytes"]
+    for target, told in report["gpu"].items():
+        found |= {f"{target}.{figure}": value for figure, value in _on_gpu(told).items()}
     kept = [judged["retention"] for judged in report["accuracy"].values() if judged["retention"] is not None]
     found[RETENTION] = min(kept, default=None)
     found[FIRST_ANSWER] = report["cold_start"]["median_s"]
@@ -51,3 +56,12 @@ def figures(report: Report) -> Figures:
         slower = (f"{name}, {each['ratio']:.3f} times" for name, each in compared.items() if each["verdict"] == SLOWER)
         found[SLOWER] = "; ".join(slower)
     return found
+
+
+def _on_gpu(told: Mapping[str, Any]) -> Figures:
+    """OF_GPU of one target; None where its engines could not be asked."""
+    if "not_measured" in told:
+        return dict.fromkeys(OF_GPU)
+    host, engine = told["host_end_to_end"], told["engine"]
+    times = {time: host[time] for time in _TIMES} | {f"engine_{time}": engine[time] for time in _TIMES}
+    return {**times, "accuracy": told["accuracy"]["accuracy"], "build_spread": (told["builds"] or {}).get("spread")}

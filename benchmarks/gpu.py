@@ -36,6 +36,11 @@ class Asked:
     builds: int  # of each engine once more, from nothing
 
 
+def targets_of(bundle: Bundle) -> list[str]:
+    """The targets that the bundle has engines of."""
+    return [target for target in ENGINE_TARGETS if any(bundle.folder.glob(f"engines/{target}/*.engine"))]
+
+
 def measure_engines(bundle: Bundle, asked: Asked, progress: Progress) -> dict[str, Any]:
     """What the GPU does with each target that the bundle has engines of.
 
@@ -51,12 +56,11 @@ def measure_engines(bundle: Bundle, asked: Asked, progress: Progress) -> dict[st
         None where none was asked for.
     """
     found: dict[str, Any] = {}
-    for target in ENGINE_TARGETS:
-        if any(bundle.folder.glob(f"engines/{target}/*.engine")):
-            try:
-                found[target] = _measure(bundle, target, asked, progress)
-            except (BackendError, BundleError, EngineError, MissingExtraError) as error:
-                found[target] = {"not_measured": str(error)}
+    for target in targets_of(bundle):
+        try:
+            found[target] = _measure(bundle, target, asked, progress)
+        except (BackendError, BundleError, EngineError, MissingExtraError) as error:
+            found[target] = {"not_measured": str(error)}
     return found
 
 

@@ -13,7 +13,7 @@ from edgefuse.runtime.errors import UsageError
 
 _OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-_FORM = re.compile(rf"\s*([\w.]+)\s*(?:(<=|>=|<|>)\s*({_NUMBER})\s*)?", re.ASCII)
+_FORM = re.compile(rf"\s*([\w.-]+)\s*(?:(<=|>=|<|>)\s*({_NUMBER})\s*)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

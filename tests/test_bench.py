@@ -294,7 +294,7 @@ def test_both_bundles_are_compared_in_each_part_set_that_is_a_speed(measured):
 def test_every_figure_has_the_name_that_was_known_before(measured):
     found = figures(measured[2])
 
-    assert sorted(found) == sorted(names(["fp32", "trt", "cpu"], ["fp32", "cpu"], compared=True))
+    assert sorted(found) == sorted(names(["fp32", "trt", "cpu"], ["fp32", "cpu"], ["tensorrt-rtx"], compared=True))
     assert found["cpu.p50_ms"] == measured[2]["stages"]["cpu"]["total"]["p50_ms"]
     assert found["retention"] == min(measured[2]["accuracy"][part_set]["retention"] for part_set in ("trt", "cpu"))
     assert found["cpu.engine_p50_ms"] < found["cpu.p50_ms"]

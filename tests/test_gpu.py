@@ -11,7 +11,9 @@ import pytest
 from edgefuse.benchmarks import footprint
 from edgefuse.benchmarks import gpu as module
 from edgefuse.benchmarks.blocks import gpu_table
+from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.gpu import Asked, measure_engines
+from edgefuse.benchmarks.thresholds import broken, parse
 from edgefuse.runtime import backend_trt
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle
@@ -20,6 +22,7 @@ from edgefuse.runtime.evaluate import encode_examples, right_from_all
 from edgefuse.runtime.manifest import read_manifest
 from edgefuse.runtime.predictor import Predictor
 from tests.conftest import Tiny
+from tests.test_report import make_report
 from tests.trt_plan import MAX_BATCH, SM, with_engines
 from tests.trt_rig import Guarded, Rig, rig_of
 
@@ -133,6 +136,20 @@ def test_without_a_gpu_nothing_is_measured_and_the_reason_told(
 
 def test_a_bundle_without_engines_asks_no_gpu(tiny_copy: Bundle, asked: Asked) -> None:
     assert measure_engines(tiny_copy, asked, silent) == {}
+
+
+def test_what_the_gpu_does_can_be_held_to_a_threshold() -> None:
+    report = make_report()
+    found = figures(report)
+    known = names([], [], TARGETS, compared=False)
+    assert {name for name in found if name.startswith("tensorrt")} == {n for n in known if n.startswith("tensorrt")}
+    assert found["tensorrt.engine_p50_ms"] == report["gpu"]["tensorrt"]["engine"]["p50_ms"]
+    assert (found["tensorrt.accuracy"], found["tensorrt.build_spread"]) == (0.9, 0.105)
+    asked = [parse(text, found) for text in ("tensorrt.p50_ms>1.5", "tensorrt-rtx.p50_ms>1.5")]
+    assert broken(asked, found) == [
+        "--fail-on 'tensorrt.p50_ms>1.5': tensorrt.p50_ms is 2",
+        "--fail-on 'tensorrt-rtx.p50_ms>1.5': tensorrt-rtx.p50_ms was not measured",
+    ]
 
 
 def test_a_table_has_both_latencies_of_a_target_and_the_builds_below() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edgefuse.benchmarks.thresholds import Threshold, broken, parse
 from edgefuse.runtime.errors import UsageError
 
-NAMES = ["cpu.p50_ms", "fp32.p99_ms", "retention", "slower"]
+NAMES = ["cpu.p50_ms", "fp32.p99_ms", "tensorrt-rtx.p50_ms", "retention", "slower"]
 OPERATORS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 BLANK = st.sampled_from(["", " ", "  ", "\t"])
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
