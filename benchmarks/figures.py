@@ -11,9 +11,10 @@ Report = Mapping[str, Any]
 Figures = dict[str, Any]  # name -> a number, None where it was not measured, or for SLOWER which part sets are
 
 _TIMES = ("mean_ms", *PERCENTILES)
-OF_SPEED = (*_TIMES, *(f"engine_{time}" for time in _TIMES), "memory_bytes")
+_BOTH_TIMES = (*_TIMES, *(f"engine_{time}" for time in _TIMES))  # host end to end, and the engine alone
+OF_SPEED = (*_BOTH_TIMES, "memory_bytes")
 OF_EVERY_SET = ("accuracy", "retention", "bytes")
-OF_GPU = (*_TIMES, *(f"engine_{time}" for time in _TIMES), "accuracy", "build_spread")
+OF_GPU = (*_BOTH_TIMES, "accuracy", "build_spread")
 RETENTION, FIRST_ANSWER = "retention", "first_answer_s"  # the least retention of all part sets; of the whole bundle
 RATIO, SLOWER = "against_ratio", "slower"
 
@@ -38,9 +39,8 @@ def figures(report: Report) -> Figures:
     found: Figures = {}
     latencies = report["latencies"]
     for part_set, host in latencies["host_end_to_end"].items():
-        engine = latencies["engine"][part_set]
-        found |= {f"{part_set}.{time}": host[time] for time in _TIMES}
-        found |= {f"{part_set}.engine_{time}": engine[time] for time in _TIMES}
+        times = _both_times(host, latencies["engine"][part_set])
+        found |= {f"{part_set}.{name}": time for name, time in times.items()}
         found[f"{part_set}.memory_bytes"] = report["memory"][part_set]["answered_bytes"]
     for part_set, judged in report["accuracy"].items():
         found[f"{part_set}.accuracy"], found[f"{part_set}.retention"] = judged["accuracy"], judged["retention"]
@@ -58,10 +58,13 @@ def figures(report: Report) -> Figures:
     return found
 
 
+def _both_times(host: Mapping[str, Any], engine: Mapping[str, Any]) -> Figures:
+    return dict(zip(_BOTH_TIMES, [each[time] for each in (host, engine) for time in _TIMES], strict=True))
+
+
 def _on_gpu(told: Mapping[str, Any]) -> Figures:
     """OF_GPU of one target; None where its engines could not be asked."""
     if "not_measured" in told:
         return dict.fromkeys(OF_GPU)
-    host, engine = told["host_end_to_end"], told["engine"]
-    times = {time: host[time] for time in _TIMES} | {f"engine_{time}": engine[time] for time in _TIMES}
+    times = _both_times(told["host_end_to_end"], told["engine"])
     return {**times, "accuracy": told["accuracy"]["accuracy"], "build_spread": (told["builds"] or {}).get("spread")}
