@@ -24,6 +24,7 @@ from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, fingerprint
 from edgefuse.runtime.shards import member
 from edgefuse.train.data import Loader
+from edgefuse.train.data_check import files_of
 from edgefuse.train.devices import on_device
 from edgefuse.train.distributed import device
 from edgefuse.train.model import FusedModel
@@ -101,7 +102,7 @@ def _files_state(examples: Sequence[Example]) -> str:
     Generated again with another seed, or of another corpus, files have the same names and other contents.
     """
     digest = hashlib.sha256()
-    for path in dict.fromkeys(path for e in examples for path in (e.image, e.audio, e.signal) if path):
+    for path in dict.fromkeys(path for example in examples for _, path in files_of(example)):
         if shard := member(path):
             digest.update(shard.sha256.encode())
         else:
