@@ -47,6 +47,7 @@ class Slowed:
 
     def __init__(self, parts: Parts, share: float) -> None:
         self._parts = parts
+        self.lanes = parts.lanes
         self._share = share
         self._begin = perf_counter()
 

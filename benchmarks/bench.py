@@ -41,12 +41,12 @@ from edgefuse.benchmarks.latency import (
 )
 from edgefuse.benchmarks.meters import open_meters
 from edgefuse.benchmarks.named_latencies import name_latencies
-from edgefuse.benchmarks.pareto import Measured, pareto
+from edgefuse.benchmarks.pareto import Measured, pareto, time_combinations
 from edgefuse.benchmarks.report import JUDGE, render
 from edgefuse.benchmarks.report_markdown import render_markdown
 from edgefuse.benchmarks.reproduce import commands
 from edgefuse.benchmarks.thresholds import broken, parse
-from edgefuse.runtime.backend_onnx import OnnxBackend
+from edgefuse.runtime.backend_onnx import OnnxBackend, cores
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import ManifestError, MissingExtraError
 from edgefuse.runtime.evaluate import encode_examples
@@ -167,8 +167,8 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
         },
         "settings": {
             **{key: value for key, value in asdict(effort).items() if key != "load"},
-            "backend": "ONNX Runtime, CPU, batch 1, sessions that do not spin",
-            "threads": "ONNX Runtime's default, one per physical core",
+            "backend": "ONNX Runtime, CPU, batch 1, encoders side by side, sessions that do not spin",
+            "threads": f"{cores()}, one per core that this process may use",
             "order": "every query goes to each part set in turn; each part set is first equally often",
             "percentiles": "stated from 2 (p50), 10 (p90) and 100 (p99) queries on",
             "manifest": str(manifest),
@@ -187,7 +187,8 @@ def _measure(
     fullest = list(pools)[-1]
     timings: dict[str, Timings] = {}
     with ExitStack() as opened:
-        predictors = {name: Predictor(bundle, opened.enter_context(OnnxBackend(bundle, name))) for name in sets}
+        backends = {name: opened.enter_context(OnnxBackend(bundle, name)) for name in sets}
+        predictors = {name: Predictor(bundle, backend) for name, backend in backends.items()}
         for name, pool in pools.items():
             asked = {part_set: predictors[part_set] for part_set in (sets if name == fullest else fast)}
             count = effort.warmup_queries + (effort.queries if name == fullest else effort.scenario_queries)
@@ -200,14 +201,16 @@ def _measure(
             encoded[name] = encode_examples(predictors[name], lines)
             step()
         accuracy = judge(encoded, lines, step)
-        timed = {name: timings[fullest][name] for name in fast}
-        measured = Measured(bundle, timed, {name: encoded[name] for name in fast})
+        queries = spread(pools[fullest], effort.warmup_queries + effort.queries)
+        timed = {bundle.info.name: (bundle, {name: backends[name] for name in fast})}
+        step = phase("speed, every combination", len(queries))
+        told = time_combinations(timed, queries, fullest.split("+"), effort.warmup_queries, step)
+        measured = Measured(bundle, told[bundle.info.name], {name: encoded[name] for name in fast})
         combined = pareto({bundle.info.name: measured}, lines, fullest.split("+"))
         inputs = {sensor: getattr(pools[fullest][0], sensor) for sensor in fullest.split("+")}
         decide = {name: partial(predictors[name].predict, **inputs) for name in fast}
         energy = measure_energy(open_meters(), decide, effort.energy_decisions, REST_S)
     mlperf = _ask_loadgen(bundle, fast[-1], pools[fullest], fullest.split("+"), effort.load, phase("MLPerf LoadGen", 1))
-    queries = spread(pools[fullest], effort.warmup_queries + effort.queries)
     gpu = measure_engines(bundle, Asked(queries, fullest.split("+"), effort.warmup_queries, lines, builds), phase)
     step = phase("ceilings", 1)
     ceilings = measure_ceilings(bundle, effort.ceiling_runs)

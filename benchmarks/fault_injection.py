@@ -127,7 +127,7 @@ class FaultyBackend:
     """
 
     def __init__(self, inner: Backend, script: Script, stage_ms: float | None = None) -> None:
-        self.name = inner.name
+        self.name, self.lanes = inner.name, inner.lanes
         self._inner, self._script, self._stage_ms = inner, script, stage_ms
         self.is_broken = False
 

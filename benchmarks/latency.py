@@ -15,6 +15,7 @@ from edgefuse.runtime.evaluate import subsets
 from edgefuse.runtime.manifest import Example
 from edgefuse.runtime.predictor import Predictor
 
+HOST_STAGES = ("decode", "preprocess")  # those of a query that no part runs
 PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
 
 JUDGES = ("trt",)  # part sets made for another machine: run here for their accuracy only

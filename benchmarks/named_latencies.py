@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from edgefuse.benchmarks.latency import PERCENTILES, Timings, least_queries, summarise
+from edgefuse.benchmarks.latency import HOST_STAGES, PERCENTILES, Timings, least_queries, summarise
 from edgefuse.runtime.bundle import Bundle
 
 LOOP_FILE = "loop.json"  # in the folder of the report
 LOAD_PERCENT = 80  # of what the loop takes; at more, readings wait for the loop
-_OUTSIDE = ("decode", "preprocess", "total")  # stages that no engine runs
 
 
 def name_latencies(bundle: Bundle, timings: Timings, part_sets: Sequence[str], out: Path) -> dict[str, Any]:
@@ -39,9 +38,8 @@ def name_latencies(bundle: Bundle, timings: Timings, part_sets: Sequence[str], o
 
 
 def engine_ms(stages: Mapping[str, Sequence[float]]) -> list[float]:
-    """Time in the parts, of each query: the sum of the stages that an engine runs."""
-    parts = [times for stage, times in stages.items() if stage not in _OUTSIDE]
-    return np.sum(parts, axis=0).tolist()  # [n]
+    """Time in the parts, of each query: what the host leaves of the total, as parts may run side by side."""
+    return (np.array(stages["total"]) - np.sum([stages[stage] for stage in HOST_STAGES], axis=0)).tolist()  # [n]
 
 
 def _sensor_to_decision(bundle: Bundle, path: Path) -> dict[str, Any]:

@@ -12,19 +12,19 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgefuse.benchmarks import blocks
 from edgefuse.benchmarks.accuracy import SPLIT
 from edgefuse.benchmarks.effort import FULL, QUICK, Effort
 from edgefuse.benchmarks.latency import (
-    Timings,
     fast_sets,
     median_interval,
     pools_by_sensors,
@@ -33,6 +33,7 @@ from edgefuse.benchmarks.latency import (
     time_interleaved,
 )
 from edgefuse.benchmarks.report import page
+from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import EdgefuseError, OptionError
@@ -41,10 +42,8 @@ from edgefuse.runtime.files import write_atomic
 from edgefuse.runtime.manifest import Example, read_manifest
 from edgefuse.runtime.predictor import Predictor
 
-HOST_STAGES = ("decode", "preprocess")
 NOTES = (
-    "latency: the sum of the stage times of each query (decode, preprocess, each encoder, head), measured in turns in "
-    "one run; no combination was run as a whole",
+    "latency: host end to end, every combination run as a whole, each query to each of them in turn",
     "accuracy: every sensor that a line has, the same lines for every combination; each encoder ran once per part set, "
     "the head once per combination",
     "frontier: no other combination is both at least as fast (median) and at least as right, and better in one of the "
@@ -52,13 +51,36 @@ NOTES = (
     "trt parts have no time here, so they are no point",
 )
 
+Backends = Mapping[str, OnnxBackend]  # part set -> what runs it
+
+
+class Combination:
+    """Parts of several part sets of one bundle, each run by the backend that has it open; see `Parts`.
+
+    Args:
+        parts: part -> part set, the head among them.
+        backends: those of the bundle.
+    """
+
+    def __init__(self, parts: Mapping[str, str], backends: Backends) -> None:
+        self._backends = {part: backends[part_set] for part, part_set in parts.items()}
+        self.lanes = self._backends[HEAD].lanes
+
+    def load(self, part: str) -> None:
+        """Open the session of `part`."""
+        self._backends[part].load(part)
+
+    def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
+        """Run `part` on named tensors."""
+        return self._backends[part].run(part, inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """One bundle, measured beside the others; part sets that are no speed are left out of both."""
 
     bundle: Bundle
-    timings: Timings  # part set -> stage -> one time in ms per query
+    times_ms: Mapping[str, Sequence[float]]  # combination, see `name_of` -> one time per query, host end to end
     encoded: Mapping[str, Encoded]  # part set -> the tokens of the same test lines
 
 
@@ -82,6 +104,35 @@ def pareto(models: Mapping[str, Measured], examples: Sequence[Example], sensors:
     on_it = frontier([(point["latency"]["p50_ms"], point["accuracy"]) for point in points])
     told = [{**point, "frontier": on} for point, on in zip(points, on_it, strict=True)]
     return {"sensors": "+".join(sensors), "points": told, "notes": notes}
+
+
+def name_of(parts: Mapping[str, str]) -> str:
+    """A combination in one word, as fp32/cpu/cpu/cpu."""
+    return "/".join(parts.values())
+
+
+def time_combinations(
+    models: Mapping[str, tuple[Bundle, Backends]],
+    queries: Sequence[Example],
+    sensors: Sequence[str],
+    warmup: int,
+    progress: Callable[[], None],
+) -> dict[str, dict[str, list[float]]]:
+    """Answer every query once with every combination of every model, in turn; see `latency.time_interleaved`.
+
+    Returns:
+        model -> combination -> one time in ms per query, without the first `warmup`.
+    """
+    predictors, places = {}, {}
+    for model, (bundle, backends) in models.items():
+        for parts in combinations(bundle, sensors):
+            place = f"{model}/{name_of(parts)}"
+            predictors[place], places[place] = Predictor(bundle, Combination(parts, backends)), (model, name_of(parts))
+    found: dict[str, dict[str, list[float]]] = {model: {} for model in models}
+    for place, stages in time_interleaved(predictors, queries, sensors, warmup, progress).items():
+        model, name = places[place]
+        found[model][name] = stages["total"]
+    return found
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -120,27 +171,24 @@ def _merged(bundle: Bundle, sensors: Sequence[str]) -> Iterator[tuple[str, str]]
 
 
 def _point(name: str, model: Measured, parts: Mapping[str, str], examples: Sequence[Example]) -> dict[str, Any]:
-    encoded, host = model.encoded[parts[HEAD]], model.timings[parts[HEAD]]
-    times_ms = [host[stage] for stage in HOST_STAGES]  # the same work whatever the parts
+    encoded, times_ms = model.encoded[parts[HEAD]], model.times_ms[name_of(parts)]
     for part, part_set in parts.items():
-        times_ms += [model.timings[part_set][part]] if part in host else []
         if part != HEAD and part_set != parts[HEAD] and part in encoded.tokens:
             other = model.encoded[part_set]
             encoded = encoded.with_tokens(part, other.tokens[part], other.rows[part])
-    together_ms = np.sum(times_ms, axis=0).tolist()  # [queries]
     files = [model.bundle.part_info(part_set, part).file for part, part_set in parts.items()]
     return {
         "model": name,
         "parts": dict(parts),
         **score(right_from_all(encoded, examples).right),
-        "latency": summarise(together_ms),
-        "p50_interval_ms": median_interval(together_ms),
+        "latency": summarise(times_ms),
+        "p50_interval_ms": median_interval(times_ms),
         "bytes": sum((model.bundle.folder / file).stat().st_size for file in files),
     }
 
 
 def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str, Any]:
-    """`pareto` of several bundles, each query to each part set of each of them in turn.
+    """`pareto` of several bundles, each query to each combination of each of them in turn.
 
     Raises:
         OptionError: the bundles differ in their sensors or labels.
@@ -161,19 +209,17 @@ def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str
     sensors, queries = fullest.split("+"), spread(pool, effort.warmup_queries + effort.queries)
     lines = spread(examples, min(effort.accuracy_limit or len(examples), len(examples)))
     with ExitStack() as opened:
-        predictors = {
-            (name, part_set): Predictor(bundle, opened.enter_context(OnnxBackend(bundle, part_set)))
+        backends = {
+            name: {part_set: opened.enter_context(OnnxBackend(bundle, part_set)) for part_set in fast_sets(bundle)}
             for name, bundle in bundles.items()
-            for part_set in fast_sets(bundle)
         }
-        flat = {"/".join(key): predictor for key, predictor in predictors.items()}
-        timings = time_interleaved(flat, queries, sensors, effort.warmup_queries, lambda: None)
-        encoded = {key: encode_examples(predictor, lines) for key, predictor in predictors.items()}
+        both = {name: (bundle, backends[name]) for name, bundle in bundles.items()}
+        times_ms = time_combinations(both, queries, sensors, effort.warmup_queries, lambda: None)
         models = {
             name: Measured(
                 bundle,
-                {part_set: timings[f"{name}/{part_set}"] for part_set in fast_sets(bundle)},
-                {part_set: encoded[name, part_set] for part_set in fast_sets(bundle)},
+                times_ms[name],
+                {each: encode_examples(Predictor(bundle, backend), lines) for each, backend in backends[name].items()},
             )
             for name, bundle in bundles.items()
         }

@@ -12,6 +12,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from edgefuse.benchmarks.latency import HOST_STAGES
+from edgefuse.runtime.bundle import HEAD
+
 # Colours that matplotlib draws with, and what the page replaces them by: one drawing serves light, dark and print.
 INK, FAINT = "#010101", "#020202"
 SERIES = {"fp32": "#030303", "trt": "#040404", "cpu": "#050505"}
@@ -65,7 +68,10 @@ def latency_plot(distribution_ms: Mapping[str, Sequence[float]]) -> str:
 
 
 def stage_plot(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Where the mean time goes: each stage begins where the one before it ends, and the last bar is the total."""
+    """Where the mean time goes: host, encoders, head, total.
+
+    Encoders may run side by side: each is drawn from where the host is done, and the head from the end.
+    """
     names = list(next(iter(stages.values())))
     height = 0.8 / len(stages)
     with matplotlib.rc_context(_STYLE):
@@ -75,19 +81,19 @@ def stage_plot(stages: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             begin = 0.0
             for row, stage in enumerate(names):
                 length = summary[stage]["mean_ms"]
-                begin = 0.0 if stage == "total" else begin
+                begin = {"total": 0.0, HEAD: summary["total"]["mean_ms"] - length}.get(stage, begin)
                 y = row + (place - (len(stages) - 1) / 2) * height
                 label = part_set if row == 0 else None
                 axes.barh(y, length, height * 0.86, left=begin, color=SERIES[part_set], label=label)
                 axes.text(begin + length + 0.012 * longest, y, f"{length:.2f}", va="center", fontsize=10)
-                begin += length
+                begin += length if stage in HOST_STAGES else 0.0
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlim(0, 1.14 * longest)
         axes.set_xlabel("mean milliseconds")
         _legend(figure)
-        return _svg(figure, "stages", "Mean time of each stage, per part set, one after the other up to the total")
+        return _svg(figure, "stages", "Mean time of each stage and the total, per part set, encoders side by side")
 
 
 def accuracy_plot(by: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

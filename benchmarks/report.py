@@ -61,7 +61,9 @@ def _latency(report: Report) -> str:
 
 def _stages(report: Report) -> str:
     shown = {part_set: report["stages"][part_set] for part_set in _speed_sets(report)}
-    note = "Means, because they add up: each stage begins where the one before it ends, and all of them are the total."
+    note = (
+        "Means. The encoders run side by side, each is drawn from where the host is done; the head ends with the total."
+    )
     return markup.block("Where the time goes", markup.figure(plots.stage_plot(shown), note))
 
 

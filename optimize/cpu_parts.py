@@ -45,8 +45,11 @@ def fused(model: bytes) -> bytes:
 
 
 def median_ms(candidates: Sequence[Candidate], inputs: Tensors) -> dict[str, float]:
-    """Median time of one run on `inputs`, per precision; the candidates take turns, so that all meet the same noise."""
-    sessions = {candidate.precision: open_session(candidate.model) for candidate in candidates}
+    """Median time of one run on `inputs` per precision, on one core, as in a lane of the backend.
+
+    The candidates take turns, so that all meet the same noise.
+    """
+    sessions = {candidate.precision: open_session(candidate.model, threads=1) for candidate in candidates}
     times: dict[str, list[float]] = {precision: [] for precision in sessions}
     for _ in range(RUNS + 1):
         for precision, session in sessions.items():

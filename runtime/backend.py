@@ -9,12 +9,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgefuse.runtime.lanes import Lanes
+
 Tensors = Mapping[str, NDArray[Any]]
 Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> named outputs, batch first
 
 
 class Parts(Protocol):
-    """Runs one part at a time; the predictor decides which parts are needed."""
+    """Runs parts; the predictor decides which are needed."""
+
+    lanes: Lanes  # what parts that do not need each other may run in
 
     def load(self, part: str) -> None:
         """Make `part` ready, so that its first `run` takes no longer than the others; once is enough."""
@@ -83,6 +87,7 @@ class OpenParts:
 
     def __init__(self, runners: Mapping[str, Runner]) -> None:
         self._runners = runners
+        self.lanes = Lanes(1)
 
     def load(self, part: str) -> None:
         """Every part is open."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from edgefuse.runtime.backend import Tensors
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import BackendError, BundleError, MissingExtraError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.pipeline_onnx import OnnxPipeline
 from edgefuse.runtime.providers import CPU, PROVIDERS, Chain, chain, part_set_for
 
@@ -82,13 +85,17 @@ def _check_provider(wanted: str, version: str, available: list[str]) -> None:
 
 
 def loop_threads() -> int:
-    """Threads of an operator beside a camera and a microphone: all cores but one, which is left to them.
+    """Cores for the parts beside a camera and a microphone: all but one, which is left to them.
 
-    An operator waits for its last thread, so one more than there are free cores makes every part as slow as the sensors
-    are busy.
+    A query waits for its last lane, so one more than there are free cores makes every answer as slow as the sensors are
+    busy.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores - 1)
+    return max(1, cores() - 1)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_session(session: Any, inputs: Tensors) -> dict[str, NDArray[Any]]:
@@ -100,11 +107,14 @@ def run_session(session: Any, inputs: Tensors) -> dict[str, NDArray[Any]]:
 class OnnxBackend:
     """Runs a part set on ONNX Runtime; a part is loaded when it is first needed, so a missing sensor costs nothing.
 
+    On the CPU the encoders of a query run side by side in lanes, and the rows of a batch are dealt out to them: parts
+    so small gain less from threads inside an operator, which wait for each other at every one.
+
     Args:
         bundle: an open bundle.
         part_set: "fp32", "trt" or "cpu"; the trt parts run with their Q/DQ exactly as written. None takes what suits
             the provider: on the CPU the cpu parts where there are some, else fp32.
-        threads: threads inside one operator; 0 takes every core, in a pipeline all but one.
+        threads: of all lanes together; 0 takes every core, in a pipeline all but one.
         provider: what runs them, one of PROVIDERS.
     """
 
@@ -118,6 +128,12 @@ class OnnxBackend:
         self._pipelines: list[OnnxPipeline] = []
         for part in bundle.info.parts.get(self.part_set, (HEAD,)):  # refuse them now, not at the first frame
             chain(bundle, provider, self.part_set, part, threads)
+        self._share_out(threads or cores())
+
+    def _share_out(self, threads: int) -> None:
+        """As many lanes as encoders or threads, and what that leaves for each."""
+        self.lanes = Lanes(min(threads, len(self._bundle.info.modalities)) if self._provider == "cpu" else 1)
+        self._lane_threads = threads // self.lanes.count if self._provider == "cpu" else self._threads
 
     def load(self, part: str) -> None:
         """Open the session of `part`; does nothing where it is open.
@@ -126,10 +142,10 @@ class OnnxBackend:
             BundleError: the part is missing or altered, or ONNX Runtime refuses it.
         """
         if part not in self._sessions:
-            model = self._bundle.part(self.part_set, part)
-            providers = chain(self._bundle, self._provider, self.part_set, part, self._threads)
+            model, threads = self._bundle.part(self.part_set, part), self._lane_threads
+            providers = chain(self._bundle, self._provider, self.part_set, part, threads)
             exact_qdq = self.part_set == "trt"
-            self._sessions[part] = open_session(model, threads=self._threads, exact_qdq=exact_qdq, providers=providers)
+            self._sessions[part] = open_session(model, threads=threads, exact_qdq=exact_qdq, providers=providers)
 
     def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Run `part` on named tensors, batch first; returns its outputs as float32.
@@ -138,6 +154,17 @@ class OnnxBackend:
             BundleError: as `load`, or the part does not take these tensors, so part and contract differ.
         """
         self.load(part)
+        batch = max((len(array) for array in inputs.values() if array.ndim), default=0)
+        if batch < 2 or self.lanes.count == 1:
+            return self._run(part, inputs)
+        cuts = [batch * lane // self.lanes.count for lane in range(self.lanes.count + 1)]
+        rows = [slice(begin, end) for begin, end in itertools.pairwise(cuts) if begin < end]
+        pieces = [{name: array[some] for name, array in inputs.items()} for some in rows]
+        done, _ = self.lanes.run({str(k): partial(self._run, part, piece) for k, piece in enumerate(pieces)})
+        first, *others = done.values()
+        return {name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()}
+
+    def _run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         try:
             return run_session(self._sessions[part], inputs)
         except Exception as error:  # onnxruntime's own errors share no base class
@@ -152,11 +179,15 @@ class OnnxBackend:
         Raises:
             BundleError: as `load`.
         """
-        self._threads = self._threads or loop_threads()
+        if not self._threads:
+            self._threads = loop_threads()
+            self.lanes.close()
+            self._share_out(self._threads)
         parts = (*self._bundle.info.modalities, HEAD)
         for part in parts:
             self.load(part)
-        pipeline = OnnxPipeline(self._bundle.info, {part: self._sessions[part] for part in parts}, self.name)
+        sessions = {part: self._sessions[part] for part in parts}
+        pipeline = OnnxPipeline(self._bundle.info, sessions, self.lanes, self.name)
         self._pipelines.append(pipeline)
         return pipeline
 
@@ -166,6 +197,7 @@ class OnnxBackend:
             pipeline.close()
         self._pipelines.clear()
         self._sessions.clear()
+        self.lanes.close()
 
     def __enter__(self) -> OnnxBackend:
         return self

@@ -20,6 +20,7 @@ from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.cuda import Cuda, open_cuda
 from edgefuse.runtime.engines import COMPILED_SET, Machine, engine_file, open_engine
 from edgefuse.runtime.errors import BackendError, BundleError, EngineError, MissingExtraError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.machine import PLATFORM, find_gpu
 from edgefuse.runtime.pipeline_trt import TrtPipeline
 from edgefuse.runtime.trt_package import use_package
@@ -46,6 +47,7 @@ class TrtBackend:
 
     def __init__(self, bundle: Bundle, target: str, cuda: Cuda | None = None) -> None:
         self.name = target
+        self.lanes = Lanes(1)  # a GPU is one, and it belongs to this thread
         bundle.part_info(COMPILED_SET, HEAD)  # refuse a missing part set now
         trt = use_package(target, "--backend")
         try:

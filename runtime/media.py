@@ -93,7 +93,8 @@ def decode_audio(data: bytes, name: str) -> tuple[Pcm, int]:
         raise MediaError(f"{name}: the sound has no samples; replace the file")
     if not np.isfinite(pcm).all():
         raise MediaError(f"{name}: the sound holds NaN or infinite samples; replace the file")
-    return np.clip(pcm.mean(axis=1), -1.0, 1.0), rate
+    mono = pcm[:, 0] if pcm.shape[1] == 1 else pcm.mean(axis=1)  # [T]
+    return np.clip(mono, -1.0, 1.0), rate
 
 
 def _over_black(pixels: NDArray[Any] | None) -> Pixels | None:

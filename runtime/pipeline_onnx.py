@@ -7,6 +7,7 @@ placeholder in their place (train/model.py), so its answer does not depend on th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from edgefuse.runtime.backend import Outcome, Tensors
 from edgefuse.runtime.bundle import HEAD, BundleInfo, token_tensor
 from edgefuse.runtime.errors import BackendError
+from edgefuse.runtime.lanes import Lanes
 
 
 class OnnxPipeline:
@@ -24,11 +26,13 @@ class OnnxPipeline:
     Args:
         info: the contract.
         sessions: part -> its session, every encoder and the head.
+        lanes: what the encoders run in, side by side.
         name: of the backend, for messages.
     """
 
-    def __init__(self, info: BundleInfo, sessions: Mapping[str, Any], name: str) -> None:
+    def __init__(self, info: BundleInfo, sessions: Mapping[str, Any], lanes: Lanes, name: str) -> None:
         self._name = name
+        self._lanes = lanes
         self._sessions = dict(sessions)
         self._bindings = {part: session.io_binding() for part, session in sessions.items()}
         self._presence: NDArray[np.float32] | None = None  # [1, M], the caller's; seldom another one
@@ -46,26 +50,25 @@ class OnnxPipeline:
         """Encode what is new, keep the tokens of the rest, fuse; see Pipeline."""
         if not self._sessions:
             raise BackendError(f"{self._name} is closed; open the backend again")
-        stages_ms = {}
-        part, last = "", perf_counter()
         try:
-            for part, tensors in fresh.items():
-                binding = self._bindings[part]
-                for name, array in tensors.items():
-                    binding.bind_cpu_input(name, array)
-                self._sessions[part].run_with_iobinding(binding)
-                now = perf_counter()
-                stages_ms[part], last = (now - last) * 1e3, now
-            part = HEAD
-            if presence is not self._presence:
-                self._bindings[HEAD].bind_cpu_input("presence", presence)
-                self._presence = presence
-            self._sessions[HEAD].run_with_iobinding(self._bindings[HEAD])
-            stages_ms[HEAD] = (perf_counter() - last) * 1e3
-        except Exception as error:  # onnxruntime's own errors share no base class
+            jobs = {part: partial(self._run, part, tensors) for part, tensors in fresh.items()}
+            _, stages_ms = self._lanes.run(jobs)
+            began = perf_counter()
+            self._run(HEAD, {} if presence is self._presence else {"presence": presence})
+            self._presence = presence
+            stages_ms[HEAD] = (perf_counter() - began) * 1e3
+        except BackendError:
             self.close()
-            raise BackendError(f"{part} failed on {self._name}: {' '.join(str(error).split())}") from None
+            raise
         return Outcome(self._logits, self._weights, stages_ms)
+
+    def _run(self, part: str, tensors: Tensors) -> None:
+        try:
+            for name, array in tensors.items():
+                self._bindings[part].bind_cpu_input(name, array)
+            self._sessions[part].run_with_iobinding(self._bindings[part])
+        except Exception as error:  # onnxruntime's own errors share no base class
+            raise BackendError(f"{part} failed on {self._name}: {' '.join(str(error).split())}") from None
 
     def close(self) -> None:
         """Let go of the sessions; twice is fine."""

@@ -15,6 +15,7 @@ from edgefuse.benchmarks.against_check import Slowed
 from edgefuse.benchmarks.paired import Comparison
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import OptionError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.manifest import Example
 
 EXAMPLES = [Example(f"m:{n}", None, None, str(n), "a", "test", None) for n in range(40)]
@@ -128,6 +129,8 @@ def test_a_planted_slow_down_is_a_share_of_the_whole_query(monkeypatch):
         return now[0]
 
     class PartsOf100Ms:
+        lanes = Lanes(1)
+
         def load(self, part):
             pass
 

@@ -146,19 +146,50 @@ def test_an_old_onnxruntime_lets_its_workers_sleep(version, setting):
     assert list(_waiting(version)) == [f"session.intra_op.{setting}"]
 
 
-def test_a_pipeline_leaves_a_core_to_the_sensors_unless_threads_are_given(tiny, monkeypatch):
+@pytest.mark.parametrize(
+    ("cores", "given", "alone", "in_a_loop"),  # lanes, and threads of each
+    [
+        (1, 0, (1, 1), (1, 1)),
+        (2, 0, (2, 1), (1, 1)),
+        (8, 0, (3, 2), (3, 2)),
+        (12, 0, (3, 4), (3, 3)),
+        (8, 2, (2, 1), (2, 1)),
+    ],
+)
+def test_a_pipeline_leaves_a_core_to_the_sensors_unless_threads_are_given(
+    tiny, monkeypatch, cores, given, alone, in_a_loop
+):
     opened = []
     monkeypatch.setattr(module, "open_session", lambda model, **options: opened.append(options) or open_session(model))
-    monkeypatch.setattr(module, "loop_threads", lambda: 5)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+
+    with OnnxBackend(Bundle.open(tiny.bundle), threads=given) as backend:
+        backend.load("text")
+        lanes = backend.lanes.count
+        backend.pipeline()
+
+        assert (lanes, backend.lanes.count) == (alone[0], in_a_loop[0])
+    assert [options["threads"] for options in opened] == [alone[1], *[in_a_loop[1]] * 3]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 64])
+def test_the_rows_of_a_batch_are_dealt_out_to_the_lanes_and_come_back_in_order(tiny, rows):
+    pictures = {"image": np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), np.uint8)}
     bundle = Bundle.open(tiny.bundle)
 
-    with OnnxBackend(bundle) as backend:
-        backend.load("text")
-        backend.pipeline()
-    with OnnxBackend(bundle, threads=2) as backend:
-        backend.pipeline()
+    with OnnxBackend(bundle, threads=1) as alone, OnnxBackend(bundle, threads=3) as backend:
+        expected, found = alone.run("image", pictures), backend.run("image", pictures)
 
-    assert [options["threads"] for options in opened] == [0, 5, 5, 5, 2, 2, 2, 2]
+    assert list(found) == list(expected) == ["image_tokens"]
+    np.testing.assert_array_equal(found["image_tokens"], expected["image_tokens"])
+
+
+def test_a_batch_that_does_not_fit_is_refused_from_a_lane_too(tiny):
+    with (
+        OnnxBackend(Bundle.open(tiny.bundle), threads=3) as backend,
+        pytest.raises(BundleError, match="image of cpu does not run as the contract says"),
+    ):
+        backend.run("image", {"image": np.zeros((4, 9, 9, 3), np.uint8)})
 
 
 @pytest.mark.parametrize(("cores", "threads"), [({0}, 1), ({0, 1}, 1), (set(range(8)), 7)])

@@ -157,13 +157,14 @@ def test_a_report_of_another_form_does_not_fit_the_schema(measured, validator, p
     assert list(refused.value.absolute_path) == path
 
 
-def test_every_stage_of_every_part_set_has_its_percentiles_and_the_means_add_up(measured):
+def test_every_stage_of_every_part_set_has_its_percentiles_and_the_total_holds_them(measured):
     for stages in measured[2]["stages"].values():
         assert list(stages) == ["decode", "preprocess", "image", "audio", "text", "head", "total"]
         assert all(summary["n"] == EFFORT.queries for summary in stages.values())
         assert all(0 < summary["p50_ms"] <= summary["p90_ms"] <= summary["p99_ms"] for summary in stages.values())
-        together = sum(summary["mean_ms"] for stage, summary in stages.items() if stage != "total")
-        assert together == pytest.approx(stages["total"]["mean_ms"], abs=0.001)
+        means = {stage: summary["mean_ms"] for stage, summary in stages.items()}
+        longest = max(means[encoder] for encoder in ("image", "audio", "text"))
+        assert means["total"] > means["decode"] + means["preprocess"] + longest + means["head"] - 0.001  # rounded
 
 
 def test_trt_parts_are_no_speed_and_are_timed_in_no_scenario(measured):
@@ -214,7 +215,8 @@ def test_a_combination_of_parts_of_one_set_is_as_right_and_as_large_as_the_set(m
         key: result["accuracy"]["cpu"][key] for key in ("accuracy", "interval", "n")
     }
     assert point["bytes"] == result["size"]["cpu"]["bytes"]
-    assert point["latency"]["p50_ms"] == pytest.approx(result["stages"]["cpu"]["total"]["p50_ms"], rel=0.01)
+    assert point["latency"]["n"] == result["stages"]["cpu"]["total"]["n"]
+    assert 0 < point["latency"]["p50_ms"] <= point["latency"]["p99_ms"]
     assert point["frontier"]
 
 

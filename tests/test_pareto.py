@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,16 @@ from onnx import numpy_helper
 from edgefuse.benchmarks import pareto as module
 from edgefuse.benchmarks.effort import QUICK
 from edgefuse.benchmarks.latency import fast_sets, median_interval
-from edgefuse.benchmarks.pareto import Measured, combinations, frontier, measure, pareto, short_names
+from edgefuse.benchmarks.pareto import (
+    Measured,
+    combinations,
+    frontier,
+    measure,
+    name_of,
+    pareto,
+    short_names,
+    time_combinations,
+)
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import HEAD, Bundle, PartInfo, part_file
 from edgefuse.runtime.errors import OptionError
@@ -87,21 +97,19 @@ def mixed(tiny_copy: Bundle) -> Bundle:
     return with_parts(bundle, "cpu", wrong | same)
 
 
-def measured(bundle: Bundle, examples, stages_ms) -> Measured:
+def measured(bundle: Bundle, examples) -> Measured:
     """Real tokens, and times that are given."""
     encoded = {}
     for part_set in fast_sets(bundle):
         encoded[part_set] = encode_examples(Predictor(bundle, OnnxBackend(bundle, part_set)), examples)
-    return Measured(bundle, dict.fromkeys(encoded, stages_ms), encoded)
-
-
-FLAT_MS = {stage: [1.0, 1.0] for stage in ("decode", "preprocess", *MODALITIES, HEAD, "total")}
+    flat_ms = {name_of(parts): [1.0, 1.0] for parts in combinations(bundle, MODALITIES)}
+    return Measured(bundle, flat_ms, encoded)
 
 
 def test_a_combination_is_as_right_and_as_large_as_a_bundle_made_of_its_parts(mixed, tiny, tmp_path):
     examples = read_manifest(tiny.manifest, split="test", labels=mixed.info.labels)
 
-    points = pareto({"tiny": measured(mixed, examples, FLAT_MS)}, examples, MODALITIES)["points"]
+    points = pareto({"tiny": measured(mixed, examples)}, examples, MODALITIES)["points"]
 
     found = {}
     for number, point in enumerate(points):
@@ -117,22 +125,21 @@ def test_a_combination_is_as_right_and_as_large_as_a_bundle_made_of_its_parts(mi
     assert found == {("fp32", "fp32"): 1, ("fp32", "cpu"): 1, ("cpu", "fp32"): 1, ("cpu", "cpu"): 0}
 
 
-def test_the_time_of_a_combination_is_the_sum_of_its_stages_query_by_query(mixed, tiny):
+def test_each_combination_has_its_own_times_and_the_fastest_is_first(mixed, tiny):
     examples = read_manifest(tiny.manifest, split="test", labels=mixed.info.labels)
-    model = measured(mixed, examples, FLAT_MS)
+    model = measured(mixed, examples)
     random = np.random.default_rng(0)
-    times = {name: {stage: random.uniform(1, 9, 5) for stage in FLAT_MS} for name in ("fp32", "cpu")}
+    times = {name: random.uniform(1, 9, 5).tolist() for name in model.times_ms}
 
-    told = pareto({"tiny": replace(model, timings=times)}, examples, MODALITIES)
+    told = pareto({"tiny": replace(model, times_ms=times)}, examples, MODALITIES)
 
     assert told["sensors"] == "image+audio+text"
     for point in told["points"]:
         assert point["parts"][HEAD] == "cpu"
-        stages = [times["cpu"]["decode"], times["cpu"]["preprocess"]]
-        together = np.sum([*stages, *(times[name][part] for part, name in point["parts"].items())], axis=0)
-        assert point["latency"]["p50_ms"] == pytest.approx(np.median(together), abs=1e-4)
+        its_own = times[name_of(point["parts"])]
+        assert point["latency"]["p50_ms"] == pytest.approx(np.median(its_own), abs=1e-4)
         assert point["latency"]["n"] == 5
-        assert point["p50_interval_ms"] == median_interval(together)
+        assert point["p50_interval_ms"] == median_interval(its_own)
     order = [point["latency"]["p50_ms"] for point in told["points"]]
     assert order == sorted(order)
     assert told["points"][0]["frontier"], "nothing is faster than the fastest"
@@ -140,7 +147,7 @@ def test_the_time_of_a_combination_is_the_sum_of_its_stages_query_by_query(mixed
 
 def test_no_encoder_runs_again_and_the_head_runs_once_for_each_combination(mixed, tiny, monkeypatch):
     examples = read_manifest(tiny.manifest, split="test", labels=mixed.info.labels)
-    model = measured(mixed, examples, FLAT_MS)
+    model = measured(mixed, examples)
     ran: list[str] = []
     run = OnnxBackend.run
     monkeypatch.setattr(OnnxBackend, "run", lambda self, part, inputs: ran.append(part) or run(self, part, inputs))
@@ -148,6 +155,25 @@ def test_no_encoder_runs_again_and_the_head_runs_once_for_each_combination(mixed
     pareto({"tiny": model}, examples, MODALITIES)
 
     assert ran == [HEAD] * 4
+
+
+def test_a_combination_runs_each_part_of_its_own_part_set_on_every_query(mixed, tiny, monkeypatch):
+    queries = read_manifest(tiny.manifest, split="test", labels=mixed.info.labels)[:3]
+    ran: list[tuple[str, str]] = []
+    run = OnnxBackend.run
+
+    def recorded(self, part, inputs):
+        ran.append((part, self.part_set))
+        return run(self, part, inputs)
+
+    monkeypatch.setattr(OnnxBackend, "run", recorded)
+    backends = {part_set: OnnxBackend(mixed, part_set) for part_set in fast_sets(mixed)}
+
+    times = time_combinations({"tiny": (mixed, backends)}, queries, MODALITIES, 1, lambda: None)
+
+    expected = combinations(mixed, MODALITIES)
+    assert {name: len(each) for name, each in times["tiny"].items()} == {name_of(parts): 2 for parts in expected}
+    assert Counter(ran) == Counter(3 * [pair for parts in expected for pair in parts.items()])
 
 
 def test_parts_for_another_machine_are_no_point_and_one_file_is_one_choice(mixed):

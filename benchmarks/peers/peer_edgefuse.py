@@ -21,7 +21,8 @@ def open_peer(option: str, job: Job) -> Opened:
     def infer(tensors: Any) -> np.ndarray:
         there = tensors["presence"].any(axis=0)  # [M]: the encoder of a sensor that no query has is not run
         given = [modality for modality, has in zip(bundle.info.modalities, there, strict=True) if has]
-        tokens = {m: predictor.encode(m, {name: tensors[name] for name in SENSOR_TENSORS[m]}) for m in given}
+        inputs = {m: {name: tensors[name] for name in SENSOR_TENSORS[m]} for m in given}
+        tokens, _ = predictor.encode_each(inputs)
         return predictor.fuse(tokens, tensors["presence"])[0]
 
     return Opened(our_host(job), infer)

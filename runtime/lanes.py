@@ -1,0 +1,134 @@
+"""Lanes: the parts of one query side by side, each on a core of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+_GET_CORE = getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None  # Linux
+
+
+class _Done(NamedTuple):
+    result: Any
+    error: BaseException | None
+    took_ms: float
+
+
+class Lanes:
+    """So many jobs at a time: one in the thread that gives them, the others in threads of these lanes.
+
+    Those threads are kept off the core of the one that gives the jobs, and off each other's. A scheduler left to itself
+    sees to that only at its next tick, 4 ms, where it takes an idle core for a busy one: the halted cores of a virtual
+    machine count as preempted.
+
+    Args:
+        count: 1 or more. One lane has no threads; those of others start with the first jobs that need them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._jobs: queue.SimpleQueue[Any] | None = None  # of functions; None ends a thread
+        self._threads: list[int] = []  # their numbers, as the system has them
+        self._dealt: tuple[int, set[int]] | None = None  # the core that they are kept off, and those that there are
+        self._took_ms: dict[str, float] = {}  # the last time of each job
+        self._starting = threading.Lock()
+
+    def run(self, jobs: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, float]]:
+        """Do all the jobs, the longest of the last time here, the others beside it; any thread may call.
+
+        Returns:
+            The result of each job and its milliseconds, in the order of `jobs`.
+
+        Raises:
+            BaseException: what a job raised, once all have ended; of several the first in the order of `jobs`.
+        """
+        done: dict[str, _Done] = {}
+        if self.count == 1 or len(jobs) < 2:
+            for name, work in jobs.items():
+                done[name] = _do(work)
+        else:
+            self._run_beside(jobs, done)
+        for name in jobs:
+            if (error := done[name].error) is not None:
+                raise error
+        took_ms = {name: done[name].took_ms for name in jobs}
+        self._took_ms |= took_ms
+        return {name: done[name].result for name in jobs}, took_ms
+
+    def close(self) -> None:
+        """End the threads once their jobs are done; twice is fine, and `run` starts new ones."""
+        with self._starting:
+            if self._jobs is not None:
+                _end(self._jobs, self.count - 1)
+            self._jobs, self._threads, self._dealt = None, [], None
+
+    def _run_beside(self, jobs: Mapping[str, Callable[[], Any]], done: dict[str, _Done]) -> None:
+        left = queue.SimpleQueue[str]()  # the longest first
+        for name in sorted(jobs, key=lambda name: -self._took_ms.get(name, 0.0)):
+            left.put(name)
+        ended = queue.SimpleQueue[None]()
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    name = left.get_nowait()
+                    done[name] = _do(jobs[name])
+            ended.put(None)
+
+        waiting, helpers = self._started(), min(self.count, len(jobs)) - 1
+        for _ in range(helpers):
+            waiting.put(work)
+        work()
+        for _ in range(helpers + 1):
+            ended.get()
+
+    def _started(self) -> queue.SimpleQueue[Any]:
+        with self._starting:
+            if self._jobs is None:
+                self._jobs, begun = queue.SimpleQueue(), queue.SimpleQueue[int]()
+                for lane in range(1, self.count):
+                    name, shared = f"edgefuse lane {lane}", (self._jobs, begun)
+                    threading.Thread(target=_lane, args=shared, name=name, daemon=True).start()
+                self._threads = [begun.get() for _ in range(1, self.count)]
+                weakref.finalize(self, _end, self._jobs, self.count - 1)  # the threads know the queue only
+            if _GET_CORE is not None and (dealt := (int(_GET_CORE()), os.sched_getaffinity(0))) != self._dealt:
+                self._dealt = dealt
+                _deal_out(self._threads, *dealt)
+            return self._jobs
+
+
+def _lane(jobs: queue.SimpleQueue[Any], begun: queue.SimpleQueue[int]) -> None:
+    begun.put(threading.get_native_id())
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # not to hold on to a query's tensors until the next one
+
+
+def _do(work: Callable[[], Any]) -> _Done:
+    result, error, began = None, None, perf_counter()
+    try:
+        result = work()
+    except BaseException as raised:  # for the one who waits
+        error = raised
+    return _Done(result, error, (perf_counter() - began) * 1e3)
+
+
+def _end(jobs: queue.SimpleQueue[Any], threads: int) -> None:
+    for _ in range(threads):
+        jobs.put(None)
+
+
+def _deal_out(threads: list[int], taken: int, cores: set[int]) -> None:
+    """Every core but the one that is taken goes to one of the threads, which keeps to those that it got."""
+    left = sorted(cores - {taken}) or [taken]
+    for place, thread in enumerate(threads):
+        with contextlib.suppress(OSError):  # of a core that has gone meanwhile
+            os.sched_setaffinity(thread, left[place % len(left) :: len(threads)])

@@ -1,0 +1,221 @@
+"""Lanes: every job is done once, side by side, its error comes back, and no two share a core while others idle."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgefuse.runtime import lanes as module
+from edgefuse.runtime.lanes import Lanes
+
+CORES = sorted(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def three() -> Iterator[Lanes]:
+    lanes = Lanes(3)
+    yield lanes
+    lanes.close()
+
+
+def named(prefix: str = "edgefuse lane") -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith(prefix)]
+
+
+@given(st.integers(1, 5), st.dictionaries(st.text(max_size=3), st.integers(), max_size=8))
+def test_every_job_is_done_once_and_results_are_in_the_order_of_the_jobs(count, numbers):
+    lanes, done = Lanes(count), []
+    jobs = {name: lambda name=name, number=number: done.append(name) or 2 * number for name, number in numbers.items()}
+
+    results, took_ms = lanes.run(jobs)
+
+    assert list(results.items()) == [(name, 2 * number) for name, number in numbers.items()]
+    assert list(took_ms) == list(numbers)
+    assert all(time_ms >= 0 for time_ms in took_ms.values())
+    assert sorted(done) == sorted(numbers)
+    lanes.close()
+
+
+def test_jobs_run_at_the_same_time(three):
+    """Each waits for the others, so one after the other they would never end."""
+    together = threading.Barrier(3, timeout=10)
+
+    results, _ = three.run({str(k): together.wait for k in range(3)})
+
+    assert sorted(results.values()) == [0, 1, 2]
+
+
+def test_one_lane_is_no_thread():
+    lanes, before = Lanes(1), threading.active_count()
+
+    results, _ = lanes.run({"a": threading.get_ident, "b": threading.get_ident})
+
+    assert set(results.values()) == {threading.get_ident()}
+    assert threading.active_count() == before
+
+
+def test_a_single_job_runs_where_it_is_given(three):
+    assert three.run({"a": threading.get_ident})[0] == {"a": threading.get_ident()}
+    assert three.run({}) == ({}, {})
+
+
+def test_the_longest_of_the_last_time_is_begun_first(three):
+    begun: list[str] = []
+
+    def job(name: str, seconds: float):
+        def work() -> None:
+            begun.append(name)
+            time.sleep(seconds)
+
+        return work
+
+    two = Lanes(2)
+    jobs = {"short": job("short", 0.0), "middle": job("middle", 0.03), "long": job("long", 0.06)}
+    two.run(jobs)
+    begun.clear()
+    two.run(jobs)
+    two.close()
+
+    assert set(begun[:2]) == {"long", "middle"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_an_error_is_raised_once_all_have_ended_and_the_first_of_several(count):
+    lanes, ended = Lanes(count), []
+
+    def fail(name: str):
+        raise ValueError(name)
+
+    jobs = {
+        "a": lambda: ended.append("a"),
+        "b": lambda: fail("b"),
+        "c": lambda: fail("c"),
+        "d": lambda: ended.append("d"),
+    }
+    with pytest.raises(ValueError, match="b"):
+        lanes.run(jobs)
+
+    assert sorted(ended) == ["a", "d"]
+    assert lanes.run({"e": lambda: 1, "f": lambda: 2})[0] == {"e": 1, "f": 2}, "they go on after an error"
+    lanes.close()
+
+
+def test_several_threads_may_give_jobs_at_once(three):
+    found: dict[int, dict[str, int]] = {}
+
+    def ask(number: int) -> None:
+        for _ in range(50):
+            found[number] = three.run({str(k): lambda k=k: 10 * number + k for k in range(4)})[0]
+
+    askers = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for asker in askers:
+        asker.start()
+    for asker in askers:
+        asker.join()
+
+    assert found == {number: {str(k): 10 * number + k for k in range(4)} for number in range(4)}
+
+
+def test_threads_end_when_they_are_closed_or_forgotten_and_start_again():
+    lanes, before = Lanes(3), set(named())
+    jobs = {"a": lambda: 1, "b": lambda: 2}
+    lanes.run(jobs)
+    assert len(set(named()) - before) == 2
+
+    lanes.close()
+    lanes.close()
+    _until(lambda: set(named()) <= before)
+    lanes.run(jobs)
+    assert len(set(named()) - before) == 2
+    del lanes
+    gc.collect()
+    _until(lambda: set(named()) <= before)
+
+
+def _until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_query_is_not_held_on_to(three):
+    class Tensor:
+        pass
+
+    tensor = Tensor()
+    count = len(gc.get_referrers(tensor))
+    three.run({name: lambda tensor=tensor: None for name in "abc"})
+    _until(lambda: len(gc.get_referrers(tensor)) == count)
+
+
+@pytest.mark.parametrize(
+    ("cores", "taken", "threads", "shares"),
+    [
+        ({0, 1}, 1, 1, [{0}]),
+        ({0, 1}, 0, 1, [{1}]),
+        (set(range(6)), 2, 2, [{0, 3, 5}, {1, 4}]),
+        ({0, 1}, 0, 2, [{1}, {1}]),
+        ({3}, 3, 2, [{3}, {3}]),
+    ],
+)
+def test_every_core_but_the_callers_goes_to_one_thread(monkeypatch, cores, taken, threads, shares):
+    told: list[tuple[int, set[int]]] = []
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, share: told.append((thread, set(share))))
+
+    module._deal_out([100 + k for k in range(threads)], taken, cores)
+
+    assert told == [(100 + k, share) for k, share in enumerate(shares)]
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core")
+def test_the_thread_of_a_second_lane_keeps_off_the_core_that_the_caller_is_on_now(monkeypatch):
+    lanes, together = Lanes(2), threading.Barrier(2, timeout=10)
+
+    def allowed() -> tuple[int, set[int]]:
+        together.wait()
+        return threading.get_ident(), os.sched_getaffinity(0)
+
+    for core in (*CORES[:2], CORES[0]):
+        monkeypatch.setattr(module, "_GET_CORE", lambda core=core: core)
+        shares = dict(lanes.run({"a": allowed, "b": allowed})[0].values())
+        assert shares.pop(threading.get_ident()) == set(CORES), "the caller stays free"
+        assert list(shares.values()) == [set(CORES) - {core}]
+    lanes.close()
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core")
+def test_a_caller_that_was_let_off_its_only_core_lets_its_helper_off_it(monkeypatch):
+    monkeypatch.setattr(module, "_GET_CORE", lambda: CORES[0])
+    lanes, together = Lanes(2), threading.Barrier(2, timeout=10)
+
+    def allowed() -> set[int]:
+        together.wait()
+        return os.sched_getaffinity(0)
+
+    try:
+        os.sched_setaffinity(0, {CORES[0]})
+        bound = lanes.run({"a": allowed, "b": allowed})[0]
+    finally:
+        os.sched_setaffinity(0, CORES)
+    free = lanes.run({"a": allowed, "b": allowed})[0]
+    lanes.close()
+
+    assert list(bound.values()) == [{CORES[0]}, {CORES[0]}]
+    assert sorted(map(len, free.values())) == [len(CORES) - 1, len(CORES)]
+
+
+def test_a_system_that_does_not_tell_its_cores_lets_the_threads_be(monkeypatch):
+    monkeypatch.setattr(module, "_GET_CORE", None)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: pytest.fail("not asked for"))
+    lanes = Lanes(2)
+
+    assert lanes.run({"a": lambda: 1, "b": lambda: 2})[0] == {"a": 1, "b": 2}
+    lanes.close()
