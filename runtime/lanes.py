@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
+_here = threading.local()  # whether this thread is at a job of some lanes
 _GET_CORE = getattr(ctypes.CDLL(None), "sched_getcpu", None) if hasattr(os, "sched_setaffinity") else None  # Linux
 
 
@@ -44,6 +45,8 @@ class Lanes:
     def run(self, jobs: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, float]]:
         """Do all the jobs, the longest of the last time here, the others beside it; any thread may call.
 
+        A job may call it too: its own jobs are done one after the other, since the lanes are taken.
+
         Returns:
             The result of each job and its milliseconds, in the order of `jobs`.
 
@@ -51,7 +54,7 @@ class Lanes:
             BaseException: what a job raised, once all have ended; of several the first in the order of `jobs`.
         """
         done: dict[str, _Done] = {}
-        if self.count == 1 or len(jobs) < 2:
+        if self.count == 1 or len(jobs) < 2 or getattr(_here, "is_at_work", False):
             for name, work in jobs.items():
                 done[name] = _do(work)
         else:
@@ -77,17 +80,22 @@ class Lanes:
         ended = queue.SimpleQueue[None]()
 
         def work() -> None:
-            with contextlib.suppress(queue.Empty):
+            _here.is_at_work = True
+            try:
                 while True:
                     name = left.get_nowait()
                     done[name] = _do(jobs[name])
-            ended.put(None)
+                    ended.put(None)
+            except queue.Empty:
+                pass
+            finally:
+                _here.is_at_work = False
 
-        waiting, helpers = self._started(), min(self.count, len(jobs)) - 1
-        for _ in range(helpers):
+        waiting = self._started()
+        for _ in range(min(self.count, len(jobs)) - 1):
             waiting.put(work)
         work()
-        for _ in range(helpers + 1):
+        for _ in jobs:
             ended.get()
 
     def _started(self) -> queue.SimpleQueue[Any]:

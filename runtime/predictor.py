@@ -19,6 +19,7 @@ from edgefuse.runtime.backend import Parts, Tensors
 from edgefuse.runtime.backends import open_backend
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.errors import MediaError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.media import Pcm, Pixels
 from edgefuse.runtime.preprocess import Preprocessor
 from edgefuse.runtime.signals import Rows
@@ -93,8 +94,14 @@ class Predictor:
         return self._backend.run(modality, inputs)[token_tensor(modality)]
 
     def encode_each(self, inputs: Mapping[str, Tensors]) -> tuple[dict[str, Floats], dict[str, float]]:
-        """The tokens [B, N, D] of each modality in `inputs`, side by side where the backend can; and the ms of each."""
-        return self._backend.lanes.run({name: partial(self.encode, name, inputs[name]) for name in inputs})
+        """The tokens [B, N, D] of each modality in `inputs`, and the ms of each.
+
+        Those of one query are encoded side by side where the backend can; of a batch, whose rows are dealt out, one
+        modality after the other.
+        """
+        is_batch = any(len(array) > 1 for tensors in inputs.values() for array in tensors.values())
+        lanes = Lanes(1) if is_batch else self._backend.lanes
+        return lanes.run({modality: partial(self.encode, modality, tensors) for modality, tensors in inputs.items()})
 
     def fuse(self, tokens: Mapping[str, Floats], presence: Floats) -> tuple[Floats, Floats]:
         """Logits [B, C] and weights [B, M] from the tokens [B, N, D] of each modality.

@@ -107,6 +107,22 @@ def test_an_error_is_raised_once_all_have_ended_and_the_first_of_several(count):
     lanes.close()
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_job_may_give_jobs_itself_which_it_does_one_after_the_other(count):
+    lanes, together = Lanes(count), threading.Barrier(2, timeout=10)
+
+    def job(name: str) -> dict[str, int]:
+        together.wait()  # so that no lane is free for what it gives
+        return lanes.run({name + str(k): threading.get_ident for k in range(3)})[0]
+
+    for _ in range(20):
+        results, _ = lanes.run({name: lambda name=name: job(name) for name in "ab"})
+
+        assert [list(inner) for inner in results.values()] == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
+        assert all(len(set(inner.values())) == 1 for inner in results.values())
+    lanes.close()
+
+
 def test_several_threads_may_give_jobs_at_once(three):
     found: dict[int, dict[str, int]] = {}
 

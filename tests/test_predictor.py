@@ -120,6 +120,21 @@ def test_several_examples_are_encoded_and_fused_at_once(predictor):
     np.testing.assert_array_equal(weights, [[1, 0, 0], [1, 0, 0]])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_the_modalities_of_a_batch_are_encoded_together_as_each_alone(tiny, rows):
+    bundle, random = Bundle.open(tiny.bundle), np.random.default_rng(rows)
+    with OnnxBackend(bundle, threads=2) as backend:
+        predictor = Predictor(bundle, backend)
+        pixels = random.integers(0, 256, (rows, 8, 8, 3), np.uint8)
+        inputs = {"image": {"image": pixels}, "audio": {"audio": np.zeros((rows, 160), np.float32)}}
+
+        tokens, took_ms = predictor.encode_each(inputs)
+
+        assert list(tokens) == list(took_ms) == ["image", "audio"]
+        for modality, tensors in inputs.items():
+            np.testing.assert_array_equal(tokens[modality], predictor.encode(modality, tensors))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
