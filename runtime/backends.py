@@ -23,7 +23,7 @@ def open_backend(bundle: Bundle, kind: str | None, threads: int = 0, part_set: s
     Args:
         bundle: an open bundle.
         kind: one of KINDS; None takes ONNX Runtime's own CPU kernels.
-        threads: CPU threads inside one operator; 0 takes every core. Only ONNX Runtime computes on the CPU.
+        threads: CPU threads of all parts together; 0 takes every core. Only ONNX Runtime computes on the CPU.
         part_set: the parts to run; None takes those that are made for the backend.
 
     Raises:

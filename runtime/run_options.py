@@ -29,7 +29,7 @@ class Options:
     signal: str | Path | None = None  # a table of numbers, played at its own rate, or "-" for CSV lines on stdin
     gate: str = "off"  # what sound counts: off (all), energy, silero or silero=model.onnx
     backend: str | None = None  # see backends.py
-    threads: int = 0  # CPU threads inside one operator; 0 takes every core
+    threads: int = 0  # CPU threads of all parts together; 0 takes every core but one
     limits_ms: Mapping[str, float | None] = field(default_factory=dict)  # age from which a reading is missing
     max_rate: float | None = None  # decisions per second
     count: int | None = None  # end after so many decisions

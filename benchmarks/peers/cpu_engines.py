@@ -62,7 +62,7 @@ def edgefuse(folder: Path, threads: int) -> Run:
     predictor = Predictor(bundle, OnnxBackend(bundle, "cpu", threads))
 
     def run(tensors: dict[str, Any]) -> np.ndarray:
-        tokens = {m: predictor.encode(m, {name: tensors[name] for name in SENSOR_TENSORS[m]}) for m in ENCODERS}
+        tokens, _ = predictor.encode_each({m: {name: tensors[name] for name in SENSOR_TENSORS[m]} for m in ENCODERS})
         return predictor.fuse(tokens, tensors["presence"])[0]
 
     return run
