@@ -168,7 +168,7 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
         "settings": {
             **{key: value for key, value in asdict(effort).items() if key != "load"},
             "backend": "ONNX Runtime, CPU, batch 1, encoders side by side, sessions that do not spin",
-            "threads": f"{cores()}, one per core that this process may use",
+            "threads": f"shared out over the encoders, {cores()} at most, one per core",
             "order": "every query goes to each part set in turn; each part set is first equally often",
             "percentiles": "stated from 2 (p50), 10 (p90) and 100 (p99) queries on",
             "manifest": str(manifest),

@@ -1,6 +1,6 @@
 """What one full fused decision of the loop costs beyond its parts: the loop against bare `session.run`, interleaved.
 
-    python benchmarks/decision.py runs/demo/bundle [--rounds 20] [--threads 1] [--realtime] [--out FILE] [--json]
+    python benchmarks/decision.py runs/demo/bundle [--rounds 20] [--realtime] [--out FILE] [--json]
 
 All modalities are fresh each time, so every part runs. One pair after the other, first this one then that one, in one
 process. What else the machine does falls on both alike, but the p99 means something only where nothing else runs:
@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from edgefuse.runtime.backend import Tensors
-from edgefuse.runtime.backend_onnx import OnnxBackend, loop_threads, open_session
+from edgefuse.runtime.backend_onnx import OnnxBackend, open_session
 from edgefuse.runtime.bundle import HEAD, Bundle, token_tensor
 from edgefuse.runtime.loop import Loop
 from edgefuse.runtime.mailbox import Mailbox, Writer
@@ -30,31 +30,31 @@ from edgefuse.runtime.preprocess import Preprocessor
 
 PAIRS = 250  # decisions of each side in one round
 WARMUP = 50  # pairs
+THREADS = 1  # of each side, so that both run the parts in a row
 ALLOWED_US, ALLOWED_SHARE = 50.0, 0.03  # overhead of the median, and share of the bare runs on top
 TAIL_FACTOR, TAIL_MS = 1.2, 1.0  # the loop's p99 may be this times its median, plus this
 TEXT = "what is the colour of the circle in the picture?"
 
 
-def measure_overhead(folder: str | Path, rounds: int = 20, threads: int = 0) -> dict[str, Any]:
+def measure_overhead(folder: str | Path, rounds: int = 20) -> dict[str, Any]:
     """Time `rounds` rounds of PAIRS decisions of the loop, and as many bare runs of the same parts between them.
 
     Args:
         folder: of the bundle.
         rounds: the overhead is the median over them of how far the two medians of a round lie apart.
-        threads: inside one operator; 0 as the loop takes them.
 
     Returns:
         Times in ms and us, the limits, and whether each is kept.
     """
-    bundle, threads = Bundle.open(folder), threads or loop_threads()
+    bundle = Bundle.open(folder)
     preprocessor = Preprocessor(bundle)
     readings = {modality: _reading(preprocessor, modality) for modality in bundle.info.modalities}
     mailbox = Mailbox(preprocessor.empty, bundle.info.modalities)
     writers = [mailbox.writer(modality) for modality in bundle.info.modalities]
-    bare = _bare(bundle, readings, threads)
+    bare = _bare(bundle, readings)
     load = psutil.getloadavg()[0]
     times: list[tuple[list[float], list[float]]] = []
-    with Loop(bundle.info, lambda: OnnxBackend(bundle, threads=threads), mailbox) as loop:
+    with Loop(bundle.info, lambda: OnnxBackend(bundle, threads=THREADS), mailbox) as loop:
 
         def decide() -> float:
             _leave(writers, readings)
@@ -62,7 +62,7 @@ def measure_overhead(folder: str | Path, rounds: int = 20, threads: int = 0) -> 
 
         _pairs(decide, bare, WARMUP)
         times = [_pairs(decide, bare, PAIRS) for _ in range(rounds)]
-    return {"threads": threads, "load_at_start": round(load, 2), **_summary(times)}
+    return {"threads": THREADS, "load_at_start": round(load, 2), **_summary(times)}
 
 
 def _pairs(decide: Callable[[], float], bare: Callable[[], float], count: int) -> tuple[list[float], list[float]]:
@@ -100,12 +100,12 @@ def _summary(times: list[tuple[list[float], list[float]]]) -> dict[str, Any]:
     }
 
 
-def _bare(bundle: Bundle, readings: Mapping[str, Tensors], threads: int) -> Callable[[], float]:
+def _bare(bundle: Bundle, readings: Mapping[str, Tensors]) -> Callable[[], float]:
     """The parts as anyone would run them in a row: one `session.run` each, tokens handed on."""
     part_set = OnnxBackend(bundle).part_set
     exact_qdq = part_set == "trt"
     sessions = {
-        part: open_session(bundle.part(part_set, part), threads=threads, exact_qdq=exact_qdq)
+        part: open_session(bundle.part(part_set, part), threads=THREADS, exact_qdq=exact_qdq)
         for part in (*readings, HEAD)
     }
     presence = np.ones((1, len(readings)), np.float32)  # [1, M]
@@ -148,7 +148,7 @@ def _reading(preprocessor: Preprocessor, modality: str) -> Tensors:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    print(f"{result['decisions']} decisions, {result['threads']} threads, load {result['load_at_start']} at the start")
+    print(f"{result['decisions']} decisions, one thread, load {result['load_at_start']} at the start")
     print(f"{'':16}{'p50 ms':>9}{'p99 ms':>9}")
     for side in ("loop", "bare"):
         print(f"{side:16}{result[f'{side}_p50_ms']:9.3f}{result[f'{side}_p99_ms']:9.3f}")
@@ -167,14 +167,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=0, help="0 as the loop takes them")
     parser.add_argument("--realtime", action="store_true", help="let no other process interrupt (SCHED_RR)")
     parser.add_argument("--out", type=Path, help="write the figures here")
     parser.add_argument("--json", action="store_true", help="print them as one JSON document in the last line")
     given = parser.parse_args()
     if given.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-    result = measure_overhead(given.bundle, given.rounds, given.threads)
+    result = measure_overhead(given.bundle, given.rounds)
     _show(result)
     if given.out:
         from edgefuse.benchmarks.environment import describe_environment

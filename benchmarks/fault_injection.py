@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgefuse.runtime.backend import Backend, Outcome, Pipeline, Tensors
 from edgefuse.runtime.errors import BackendError, SensorError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.mailbox import Mailbox, Writer
 from edgefuse.runtime.source import SpoiledError
 
@@ -127,9 +128,14 @@ class FaultyBackend:
     """
 
     def __init__(self, inner: Backend, script: Script, stage_ms: float | None = None) -> None:
-        self.name, self.lanes = inner.name, inner.lanes
+        self.name = inner.name
         self._inner, self._script, self._stage_ms = inner, script, stage_ms
         self.is_broken = False
+
+    @property
+    def lanes(self) -> Lanes:
+        """Those of the real one."""
+        return self._inner.lanes
 
     def load(self, part: str) -> None:
         """As the real one."""

@@ -18,7 +18,10 @@ Runner = Callable[[Tensors], dict[str, NDArray[np.float32]]]  # named inputs -> 
 class Parts(Protocol):
     """Runs parts; the predictor decides which are needed."""
 
-    lanes: Lanes  # what parts that do not need each other may run in
+    @property
+    def lanes(self) -> Lanes:
+        """What parts that do not need each other may run in."""
+        ...
 
     def load(self, part: str) -> None:
         """Make `part` ready, so that its first `run` takes no longer than the others; once is enough."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from functools import partial
 from types import TracebackType
@@ -19,6 +18,7 @@ from edgefuse.runtime.pipeline_onnx import OnnxPipeline
 from edgefuse.runtime.providers import CPU, PROVIDERS, Chain, chain, part_set_for
 
 DISABLE_FUSED_INT8 = "session.disable_quant_qdq"  # keeps Q/DQ as written: the reference for what TensorRT computes
+ROWS = 8  # of a batch that are run at once: few, as they share the scales of dynamic INT8, and not by the machine
 SPIN_US = 100  # longer than most gaps between two operators of one run
 
 
@@ -107,14 +107,15 @@ def run_session(session: Any, inputs: Tensors) -> dict[str, NDArray[Any]]:
 class OnnxBackend:
     """Runs a part set on ONNX Runtime; a part is loaded when it is first needed, so a missing sensor costs nothing.
 
-    On the CPU the encoders of a query run side by side in lanes, and the rows of a batch are dealt out to them: parts
-    so small gain less from threads inside an operator, which wait for each other at every one.
+    On the CPU the encoders of a query run side by side in lanes, and a batch is dealt out to them, ROWS at a time: so
+    small a part gains less from threads inside an operator, which wait for each other at every one.
 
     Args:
         bundle: an open bundle.
         part_set: "fp32", "trt" or "cpu"; the trt parts run with their Q/DQ exactly as written. None takes what suits
             the provider: on the CPU the cpu parts where there are some, else fp32.
-        threads: of all lanes together; 0 takes every core, in a pipeline all but one.
+        threads: of all lanes together; 0 takes every core, in a pipeline all but one. They are shared out evenly once
+            and for all: what is over stays idle, and a part that runs alone, as the head, has its lane's only.
         provider: what runs them, one of PROVIDERS.
     """
 
@@ -155,11 +156,9 @@ class OnnxBackend:
         """
         self.load(part)
         batch = max((len(array) for array in inputs.values() if array.ndim), default=0)
-        if batch < 2 or self.lanes.count == 1:
+        if batch <= ROWS:
             return self._run(part, inputs)
-        cuts = [batch * lane // self.lanes.count for lane in range(self.lanes.count + 1)]
-        rows = [slice(begin, end) for begin, end in itertools.pairwise(cuts) if begin < end]
-        pieces = [{name: array[some] for name, array in inputs.items()} for some in rows]
+        pieces = [{name: array[k : k + ROWS] for name, array in inputs.items()} for k in range(0, batch, ROWS)]
         done, _ = self.lanes.run({str(k): partial(self._run, part, piece) for k, piece in enumerate(pieces)})
         first, *others = done.values()
         return {name: np.concatenate([array, *(other[name] for other in others)]) for name, array in first.items()}
@@ -182,6 +181,7 @@ class OnnxBackend:
         if not self._threads:
             self._threads = loop_threads()
             self.lanes.close()
+            self._sessions.clear()  # they have other threads
             self._share_out(self._threads)
         parts = (*self._bundle.info.modalities, HEAD)
         for part in parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import queue
 import threading
@@ -28,7 +29,7 @@ class Lanes:
 
     Those threads are kept off the core of the one that gives the jobs, and off each other's. A scheduler left to itself
     sees to that only at its next tick, 4 ms, where it takes an idle core for a busy one: the halted cores of a virtual
-    machine count as preempted.
+    machine count as preempted. Threads that a job starts by itself are not dealt out.
 
     Args:
         count: 1 or more. One lane has no threads; those of others start with the first jobs that need them.
@@ -36,11 +37,16 @@ class Lanes:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self._took_ms: dict[str, float] = {}  # the last time of each job
+        self._forget()
+
+    def _forget(self) -> None:
+        """No threads, whatever there was: a process that was forked has none of its parent's."""
+        self._process = os.getpid()
+        self._starting = threading.Lock()
         self._jobs: queue.SimpleQueue[Any] | None = None  # of functions; None ends a thread
         self._threads: list[int] = []  # their numbers, as the system has them
         self._dealt: tuple[int, set[int]] | None = None  # the core that they are kept off, and those that there are
-        self._took_ms: dict[str, float] = {}  # the last time of each job
-        self._starting = threading.Lock()
 
     def run(self, jobs: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, float]]:
         """Do all the jobs, the longest of the last time here, the others beside it; any thread may call.
@@ -51,17 +57,19 @@ class Lanes:
             The result of each job and its milliseconds, in the order of `jobs`.
 
         Raises:
-            BaseException: what a job raised, once all have ended; of several the first in the order of `jobs`.
+            BaseException: what a job raised, once all have ended; of several the first in the order of `jobs`, but
+                sooner what ends the program. After a ctrl-C here, jobs that have not begun are not done.
         """
-        done: dict[str, _Done] = {}
         if self.count == 1 or len(jobs) < 2 or getattr(_here, "is_at_work", False):
-            for name, work in jobs.items():
-                done[name] = _do(work)
+            done = {name: _do(work) for name, work in jobs.items()}
         else:
-            self._run_beside(jobs, done)
-        for name in jobs:
-            if (error := done[name].error) is not None:
-                raise error
+            done = self._beside(jobs)
+        if errors := [each.error for each in map(done.__getitem__, jobs) if each.error is not None]:
+            done.clear()  # with the error it would be a circle, which holds the jobs' tensors
+            try:
+                raise min(errors, key=lambda error: isinstance(error, Exception))
+            finally:
+                del errors
         took_ms = {name: done[name].took_ms for name in jobs}
         self._took_ms |= took_ms
         return {name: done[name].result for name in jobs}, took_ms
@@ -69,48 +77,68 @@ class Lanes:
     def close(self) -> None:
         """End the threads once their jobs are done; twice is fine, and `run` starts new ones."""
         with self._starting:
-            if self._jobs is not None:
+            if self._jobs is not None and self._process == os.getpid():
                 _end(self._jobs, self.count - 1)
-            self._jobs, self._threads, self._dealt = None, [], None
+            self._forget()
 
-    def _run_beside(self, jobs: Mapping[str, Callable[[], Any]], done: dict[str, _Done]) -> None:
-        left = queue.SimpleQueue[str]()  # the longest first
-        for name in sorted(jobs, key=lambda name: -self._took_ms.get(name, 0.0)):
+    def _beside(self, jobs: Mapping[str, Callable[[], Any]]) -> dict[str, _Done]:
+        done: dict[str, _Done] = {}
+        longest, *others = sorted(jobs, key=lambda name: -self._took_ms.get(name, 0.0))
+        left, ended = queue.SimpleQueue[str](), queue.SimpleQueue[None]()
+        for name in others:
             left.put(name)
-        ended = queue.SimpleQueue[None]()
 
-        def work() -> None:
+        def work(*first: str) -> None:
             _here.is_at_work = True
             try:
-                while True:
-                    name = left.get_nowait()
-                    done[name] = _do(jobs[name])
-                    ended.put(None)
+                for name in itertools.chain(first, iter(left.get_nowait, None)):
+                    try:
+                        done[name] = _do(jobs[name])
+                    finally:
+                        ended.put(None)
             except queue.Empty:
                 pass
             finally:
                 _here.is_at_work = False
 
-        waiting = self._started()
+        waiting, missing = self._started(), len(jobs)
         for _ in range(min(self.count, len(jobs)) - 1):
             waiting.put(work)
-        work()
-        for _ in jobs:
-            ended.get()
+        try:
+            work(longest)
+            while missing:
+                ended.get()
+                missing -= 1
+        except BaseException:  # a ctrl-C: what has begun still uses memory of the caller
+            missing -= _drained(left)
+            for _ in range(missing):
+                ended.get()
+            raise
+        return done
 
     def _started(self) -> queue.SimpleQueue[Any]:
+        if self._process != os.getpid():
+            self._forget()
         with self._starting:
             if self._jobs is None:
-                self._jobs, begun = queue.SimpleQueue(), queue.SimpleQueue[int]()
-                for lane in range(1, self.count):
-                    name, shared = f"edgefuse lane {lane}", (self._jobs, begun)
-                    threading.Thread(target=_lane, args=shared, name=name, daemon=True).start()
-                self._threads = [begun.get() for _ in range(1, self.count)]
+                self._threads, self._jobs = _start(self.count - 1)
                 weakref.finalize(self, _end, self._jobs, self.count - 1)  # the threads know the queue only
             if _GET_CORE is not None and (dealt := (int(_GET_CORE()), os.sched_getaffinity(0))) != self._dealt:
                 self._dealt = dealt
                 _deal_out(self._threads, *dealt)
             return self._jobs
+
+
+def _start(count: int) -> tuple[list[int], queue.SimpleQueue[Any]]:
+    """So many threads, and where they take their jobs from."""
+    jobs, begun = queue.SimpleQueue[Any](), queue.SimpleQueue[int]()
+    try:
+        for lane in range(count):
+            threading.Thread(target=_lane, args=(jobs, begun), name=f"edgefuse lane {lane + 1}", daemon=True).start()
+        return [begun.get() for _ in range(count)], jobs
+    except BaseException:  # as where no more threads are allowed
+        _end(jobs, count)
+        raise
 
 
 def _lane(jobs: queue.SimpleQueue[Any], begun: queue.SimpleQueue[int]) -> None:
@@ -121,12 +149,22 @@ def _lane(jobs: queue.SimpleQueue[Any], begun: queue.SimpleQueue[int]) -> None:
 
 
 def _do(work: Callable[[], Any]) -> _Done:
-    result, error, began = None, None, perf_counter()
+    began = perf_counter()
     try:
         result = work()
-    except BaseException as raised:  # for the one who waits
-        error = raised
-    return _Done(result, error, (perf_counter() - began) * 1e3)
+    except BaseException as error:  # for the one who waits
+        return _Done(None, error, (perf_counter() - began) * 1e3)
+    return _Done(result, None, (perf_counter() - began) * 1e3)
+
+
+def _drained(left: queue.SimpleQueue[str]) -> int:
+    """How many were left, which now are not."""
+    count = 0
+    with contextlib.suppress(queue.Empty):
+        while True:
+            left.get_nowait()
+            count += 1
+    return count
 
 
 def _end(jobs: queue.SimpleQueue[Any], threads: int) -> None:

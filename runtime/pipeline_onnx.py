@@ -35,6 +35,7 @@ class OnnxPipeline:
         self._lanes = lanes
         self._sessions = dict(sessions)
         self._bindings = {part: session.io_binding() for part, session in sessions.items()}
+        self._tokens: list[NDArray[np.float32]] = []  # kept after `close`, for an encoder that has not ended
         self._presence: NDArray[np.float32] | None = None  # [1, M], the caller's; seldom another one
         logits = np.zeros((1, len(info.labels)), np.float32)  # [1, C]
         weights = np.zeros((1, len(info.modalities)), np.float32)  # [1, M]
@@ -42,7 +43,8 @@ class OnnxPipeline:
         for modality, spec in info.tokens.items():
             tokens = np.zeros((1, spec.count, spec.dim), np.float32)  # [1, N, D]
             self._bind_output(modality, token_tensor(modality), tokens)
-            self._bindings[HEAD].bind_cpu_input(token_tensor(modality), tokens)  # which keeps it alive
+            self._bindings[HEAD].bind_cpu_input(token_tensor(modality), tokens)
+            self._tokens.append(tokens)
         self._bind_output(HEAD, "logits", logits)
         self._bind_output(HEAD, "weights", weights)
 

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgefuse.runtime import backend_onnx as module
-from edgefuse.runtime.backend_onnx import OnnxBackend, _waiting, loop_threads, open_session
+from edgefuse.runtime.backend_onnx import ROWS, OnnxBackend, _waiting, loop_threads, open_session
 from edgefuse.runtime.bundle import Bundle
 from edgefuse.runtime.errors import BackendError, BundleError
 
@@ -169,19 +169,45 @@ def test_a_pipeline_leaves_a_core_to_the_sensors_unless_threads_are_given(
         backend.pipeline()
 
         assert (lanes, backend.lanes.count) == (alone[0], in_a_loop[0])
-    assert [options["threads"] for options in opened] == [alone[1], *[in_a_loop[1]] * 3]
+    again = 3 if given else 4  # the text is opened anew where its threads change
+    assert [options["threads"] for options in opened] == [alone[1], *[in_a_loop[1]] * again]
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 64])
-def test_the_rows_of_a_batch_are_dealt_out_to_the_lanes_and_come_back_in_order(tiny, rows):
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 64])
+def test_a_batch_is_dealt_out_to_the_lanes_and_comes_back_in_order(tiny, rows, threads):
     pictures = {"image": np.random.default_rng(0).integers(0, 256, (rows, 8, 8, 3), np.uint8)}
     bundle = Bundle.open(tiny.bundle)
+    expected = open_session(bundle.part("cpu", "image")).run(None, pictures)[0]
 
-    with OnnxBackend(bundle, threads=1) as alone, OnnxBackend(bundle, threads=3) as backend:
-        expected, found = alone.run("image", pictures), backend.run("image", pictures)
+    with OnnxBackend(bundle, threads=threads) as backend:
+        found = backend.run("image", pictures)
 
-    assert list(found) == list(expected) == ["image_tokens"]
-    np.testing.assert_array_equal(found["image_tokens"], expected["image_tokens"])
+    assert list(found) == ["image_tokens"]
+    np.testing.assert_array_equal(found["image_tokens"], expected)
+
+
+def test_what_a_batch_gives_does_not_depend_on_the_number_of_lanes(tiny_copy):
+    """A part in dynamic INT8 takes one scale for all the rows that it is run on together."""
+    rows = np.random.default_rng(0).normal(size=(3 * ROWS + 1, 4)).astype(np.float32)
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "rounded", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    bundle = tiny_copy.updated({"parts/cpu/image.onnx": model.SerializeToString()})
+    found = []
+    for threads in (1, 2, 3):
+        with OnnxBackend(bundle, threads=threads) as backend:
+            found.append(backend.run("image", {"x": rows})["y"])
+    together = open_session(model.SerializeToString()).run(None, {"x": rows})[0]
+
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], together), "rows that share a scale are told apart from others"
 
 
 def test_a_batch_that_does_not_fit_is_refused_from_a_lane_too(tiny):

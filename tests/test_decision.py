@@ -75,7 +75,7 @@ def test_the_p99_may_be_a_fifth_and_a_millisecond_above_the_median(slowest_ms, i
 
 
 def test_the_benchmark_decides_and_its_last_line_is_json(tiny, tmp_path):
-    command = [sys.executable, bench.__file__, tiny.bundle, "--rounds", "2", "--threads", "1", "--json"]
+    command = [sys.executable, bench.__file__, tiny.bundle, "--rounds", "2", "--json"]
 
     lines = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
 

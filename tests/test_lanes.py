@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import threading
 import time
+import tracemalloc
+import weakref
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -97,7 +102,7 @@ def test_an_error_is_raised_once_all_have_ended_and_the_first_of_several(count):
         "a": lambda: ended.append("a"),
         "b": lambda: fail("b"),
         "c": lambda: fail("c"),
-        "d": lambda: ended.append("d"),
+        "d": lambda: time.sleep(0.05) or ended.append("d"),
     }
     with pytest.raises(ValueError, match="b"):
         lanes.run(jobs)
@@ -121,6 +126,130 @@ def test_a_job_may_give_jobs_itself_which_it_does_one_after_the_other(count):
         assert [list(inner) for inner in results.values()] == [["a0", "a1", "a2"], ["b0", "b1", "b2"]]
         assert all(len(set(inner.values())) == 1 for inner in results.values())
     lanes.close()
+
+
+def test_what_ends_the_program_is_raised_sooner_than_another_error(three):
+    def fail(error: BaseException):
+        raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        three.run({"a": lambda: fail(ValueError("a")), "b": lambda: fail(KeyboardInterrupt())})
+
+
+def test_the_longest_is_done_where_the_jobs_are_given(three):
+    def long() -> int:
+        time.sleep(0.02)
+        return threading.get_ident()
+
+    jobs = {"short": threading.get_ident, "long": long, "other": threading.get_ident}
+    three.run(jobs)
+
+    assert all(three.run(jobs)[0]["long"] == threading.get_ident() for _ in range(10))
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_ctrl_c_in_a_job_is_raised_once_the_others_have_ended():
+    lanes, ended = Lanes(2), []
+
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(10)
+
+    jobs = {name: lambda name=name: time.sleep(0.1) or ended.append(name) for name in "bc"}
+    lanes._took_ms = {"here": 9.0}  # so that it is done here
+    with pytest.raises(KeyboardInterrupt):
+        lanes.run({"here": interrupted, **jobs})
+
+    assert sorted(ended) == ["b", "c"]
+    lanes.close()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_ctrl_c_while_waiting_is_raised_once_what_has_begun_has_ended():
+    lanes, ended = Lanes(2), []
+
+    def beside() -> None:
+        time.sleep(0.1)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        ended.append("b")
+
+    lanes._took_ms = {"here": 9.0}
+    with pytest.raises(KeyboardInterrupt):
+        lanes.run({"here": lambda: time.sleep(0.05), "b": beside})
+
+    assert ended == ["b"]
+    assert lanes.run({"d": lambda: 1, "e": lambda: 2})[0] == {"d": 1, "e": 2}
+    lanes.close()
+
+
+def test_where_no_thread_can_start_the_error_is_told_and_later_it_is_tried_again(monkeypatch):
+    lanes, start = Lanes(3), threading.Thread.start
+    left = [1]
+
+    def refuse(self: threading.Thread) -> None:
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left.pop()
+        start(self)
+
+    before = set(named())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            lanes.run({"a": lambda: 1, "b": lambda: 2})
+
+    _until(lambda: set(named()) <= before)
+    assert lanes.run({"a": lambda: 1, "b": lambda: 2})[0] == {"a": 1, "b": 2}
+    lanes.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_process_that_was_forked_starts_threads_of_its_own(three):
+    together = threading.Barrier(3, timeout=10)
+    jobs = {str(k): together.wait for k in range(3)}
+    three.run(jobs)
+    threads = list(three._threads)
+
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            three.run(jobs)
+            status = 0 if three._threads != threads else 2
+        finally:
+            os._exit(status)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert sorted(three.run(jobs)[0].values()) == [0, 1, 2]
+    assert three._threads == threads
+
+
+def test_a_failed_job_leaves_no_circle_that_holds_its_tensors(three):
+    class Tensor:
+        pass
+
+    def fail(tensor: Tensor) -> None:
+        raise ValueError("it does not fit")
+
+    gc.disable()
+    try:
+        tensor = Tensor()
+        gone = weakref.ref(tensor)
+        with contextlib.suppress(ValueError):
+            three.run({name: partial(fail, tensor) for name in "abc"})
+        del tensor
+        _until(lambda: gone() is None)
+    finally:
+        gc.enable()
 
 
 def test_several_threads_may_give_jobs_at_once(three):
@@ -170,6 +299,20 @@ def test_a_query_is_not_held_on_to(three):
     count = len(gc.get_referrers(tensor))
     three.run({name: lambda tensor=tensor: None for name in "abc"})
     _until(lambda: len(gc.get_referrers(tensor)) == count)
+
+
+def test_many_runs_do_not_grow(three):
+    """But for what Python keeps to use again, at first more and more of it."""
+    jobs, kept = dict.fromkeys("abc", lambda: None), []
+    tracemalloc.start()
+    for _ in range(10):
+        for _ in range(300):
+            three.run(jobs)
+        time.sleep(0.05)
+        kept.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+
+    assert min(kept[5:]) < max(kept[:5]) + 2000  # an object kept of each run would take 10 kB more
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from edgefuse.runtime.preprocess import Preprocessor
 M = ("image", "audio", "text")
 
 
-@pytest.fixture(scope="module")
-def backend(tiny) -> Iterator[OnnxBackend]:
-    with OnnxBackend(Bundle.open(tiny.bundle), threads=1) as backend:
+@pytest.fixture(scope="module", params=[1, 3], ids=["one lane", "three lanes"])
+def backend(tiny, request) -> Iterator[OnnxBackend]:
+    with OnnxBackend(Bundle.open(tiny.bundle), threads=request.param) as backend:
         yield backend
 
 
@@ -93,27 +93,30 @@ def test_two_pipelines_of_a_backend_do_not_share_tokens(backend, predictor):
     np.testing.assert_array_equal(one.run({}, everything).logits, before)
 
 
-def test_nothing_is_kept_of_a_run_once_warm(backend, predictor):
-    pipeline, everything = backend.pipeline(), np.ones((1, 3), np.float32)
-    turns = [readings(predictor.preprocessor, seed) for seed in range(3)]  # as the mailbox changes them
-    tracemalloc.start()
-    for tensors in turns * 10:
-        outcome = pipeline.run(tensors, everything)
-    warm, _ = tracemalloc.get_traced_memory()
-    for tensors in turns * 100:
-        outcome = pipeline.run(tensors, everything)
-    after, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+def test_nothing_is_kept_of_a_run_once_warm(tiny, predictor):
+    with OnnxBackend(Bundle.open(tiny.bundle), threads=1) as alone:
+        pipeline, everything = alone.pipeline(), np.ones((1, 3), np.float32)
+        turns = [readings(predictor.preprocessor, seed) for seed in range(3)]  # as the mailbox changes them
+        tracemalloc.start()
+        for tensors in turns * 10:
+            outcome = pipeline.run(tensors, everything)
+        warm, _ = tracemalloc.get_traced_memory()
+        for tensors in turns * 100:
+            outcome = pipeline.run(tensors, everything)
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
 
-    assert after - warm < 200
-    assert outcome.logits is pipeline.run({}, everything).logits
+        assert after - warm < 200
+        assert outcome.logits is pipeline.run({}, everything).logits
 
 
-def test_after_an_error_it_is_closed_and_says_so(tiny):
-    with OnnxBackend(Bundle.open(tiny.bundle), threads=1) as backend:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_after_an_error_it_is_closed_and_says_so(tiny, predictor, threads):
+    with OnnxBackend(Bundle.open(tiny.bundle), threads=threads) as backend:
         pipeline, everything = backend.pipeline(), np.ones((1, 3), np.float32)
+        wrong = {**readings(predictor.preprocessor, 0), "image": {"image": np.zeros((1, 9, 9, 3), np.uint8)}}
         with pytest.raises(BackendError, match=r"image failed on onnxruntime:cpu: .*invalid dimensions") as caught:
-            pipeline.run({"image": {"image": np.zeros((1, 9, 9, 3), np.uint8)}}, everything)
+            pipeline.run(wrong, everything)
         assert len(str(caught.value).splitlines()) == 1
 
         with pytest.raises(BackendError, match="onnxruntime:cpu is closed; open the backend again"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from edgefuse.runtime.backend import OpenParts
 from edgefuse.runtime.backend_onnx import OnnxBackend
 from edgefuse.runtime.bundle import Bundle, write_bundle
 from edgefuse.runtime.errors import MediaError
+from edgefuse.runtime.lanes import Lanes
 from edgefuse.runtime.predictor import Predictor, predict_once, softmax
 
 
@@ -120,7 +124,30 @@ def test_several_examples_are_encoded_and_fused_at_once(predictor):
     np.testing.assert_array_equal(weights, [[1, 0, 0], [1, 0, 0]])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_a_query_is_encoded_side_by_side_and_a_batch_one_modality_after_the_other(tiny):
+    """Each waits for the other, so that a query in a row would never end; a batch may deal out its own rows."""
+    together, threads = threading.Barrier(2, timeout=10), set()
+
+    class Waiting(OpenParts):
+        def __init__(self) -> None:
+            super().__init__({m: partial(self._encode, m) for m in ("image", "audio")})
+            self.lanes = Lanes(2)
+
+        def _encode(self, modality, tensors):
+            batch = len(tensors[modality])
+            threads.add(threading.get_ident()) if batch > 1 else together.wait()
+            return {f"{modality}_tokens": np.zeros((batch, 2, 3), np.float32)}
+
+    predictor = Predictor(Bundle.open(tiny.bundle), Waiting())
+    one = {m: predictor.preprocessor.empty(m) for m in ("image", "audio")}
+    two = {m: {name: np.repeat(array, 2, axis=0) for name, array in tensors.items()} for m, tensors in one.items()}
+
+    assert list(predictor.encode_each(one)[0]) == ["image", "audio"]
+    assert list(predictor.encode_each(two)[0]) == ["image", "audio"]
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 20])
 def test_the_modalities_of_a_batch_are_encoded_together_as_each_alone(tiny, rows):
     bundle, random = Bundle.open(tiny.bundle), np.random.default_rng(rows)
     with OnnxBackend(bundle, threads=2) as backend:
