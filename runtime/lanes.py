@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import itertools
 import os
 import queue
 import threading
+import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
@@ -84,36 +85,43 @@ class Lanes:
     def _beside(self, jobs: Mapping[str, Callable[[], Any]]) -> dict[str, _Done]:
         done: dict[str, _Done] = {}
         longest, *others = sorted(jobs, key=lambda name: -self._took_ms.get(name, 0.0))
-        left, ended = queue.SimpleQueue[str](), queue.SimpleQueue[None]()
-        for name in others:
-            left.put(name)
+        left, beside, taking = deque(others), list[str](), threading.Lock()
+        caller, ended = threading.get_ident(), queue.SimpleQueue[None]()
 
-        def work(*first: str) -> None:
-            _here.is_at_work = True
-            try:
-                for name in itertools.chain(first, iter(left.get_nowait, None)):
-                    try:
-                        done[name] = _do(jobs[name])
-                    finally:
-                        ended.put(None)
-            except queue.Empty:
-                pass
-            finally:
-                _here.is_at_work = False
+        def do(name: str) -> None:
+            done[name] = _do(jobs[name])
+            ended.put(None)
 
-        waiting, missing = self._started(), len(jobs)
+        def take() -> str | None:
+            with taking:
+                if not left:
+                    return None
+                name = left.popleft()
+                if threading.get_ident() != caller:
+                    beside.append(name)
+                return name
+
+        def help_out() -> None:
+            while (name := take()) is not None:
+                do(name)
+
+        waiting = self._started()
         for _ in range(min(self.count, len(jobs)) - 1):
-            waiting.put(work)
+            waiting.put(help_out)
         try:
-            work(longest)
-            while missing:
+            _here.is_at_work = True
+            do(longest)
+            help_out()
+            while len(done) < len(jobs):
                 ended.get()
-                missing -= 1
-        except BaseException:  # a ctrl-C: what has begun still uses memory of the caller
-            missing -= _drained(left)
-            for _ in range(missing):
-                ended.get()
+        except BaseException:  # a ctrl-C: what has begun beside it still uses memory of the caller
+            with taking:
+                left.clear()
+            while any(name not in done for name in beside):
+                time.sleep(0.001)
             raise
+        finally:
+            _here.is_at_work = False
         return done
 
     def _started(self) -> queue.SimpleQueue[Any]:
@@ -142,6 +150,7 @@ def _start(count: int) -> tuple[list[int], queue.SimpleQueue[Any]]:
 
 
 def _lane(jobs: queue.SimpleQueue[Any], begun: queue.SimpleQueue[int]) -> None:
+    _here.is_at_work = True
     begun.put(threading.get_native_id())
     while (job := jobs.get()) is not None:
         job()
@@ -155,16 +164,6 @@ def _do(work: Callable[[], Any]) -> _Done:
     except BaseException as error:  # for the one who waits
         return _Done(None, error, (perf_counter() - began) * 1e3)
     return _Done(result, None, (perf_counter() - began) * 1e3)
-
-
-def _drained(left: queue.SimpleQueue[str]) -> int:
-    """How many were left, which now are not."""
-    count = 0
-    with contextlib.suppress(queue.Empty):
-        while True:
-            left.get_nowait()
-            count += 1
-    return count
 
 
 def _end(jobs: queue.SimpleQueue[Any], threads: int) -> None:

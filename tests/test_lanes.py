@@ -177,7 +177,7 @@ def test_a_ctrl_c_while_waiting_is_raised_once_what_has_begun_has_ended():
 
     def beside() -> None:
         time.sleep(0.1)
-        signal.raise_signal(signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.3)
         ended.append("b")
 
