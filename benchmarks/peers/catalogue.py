@@ -27,7 +27,8 @@ ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nncf": ("", ("openvino", "nncf", "onnx")),
     "optimum": ("", ("optimum-onnx[onnxruntime]",)),
     "modelopt": ("", MODELOPT),
-    "autogluon": ("", ("autogluon.multimodal",)),
+    # PyPI's own torch: beside a CPU build, which pip prefers where one is offered, PyPI's torchvision does not load.
+    "autogluon": ("", ("autogluon.multimodal", "torch===2.13.0")),
     "ultralytics": ("", ("ultralytics", "onnx", "onnxslim", "onnxruntime")),
 }
 
