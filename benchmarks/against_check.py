@@ -42,7 +42,7 @@ class Slowed:
 
     Args:
         parts: what runs.
-        share: of the time since the head was made ready, when the predictor's clock starts.
+        share: of the time since the last part was made ready, at which the predictor's clock starts.
     """
 
     def __init__(self, parts: Parts, share: float) -> None:
@@ -54,8 +54,7 @@ class Slowed:
     def load(self, part: str) -> None:
         """Make `part` ready."""
         self._parts.load(part)
-        if part == HEAD:  # the last before the predictor's clock starts
-            self._begin = perf_counter()
+        self._begin = perf_counter()
 
     def run(self, part: str, inputs: Tensors) -> dict[str, NDArray[np.float32]]:
         """Run `part`; the head, which is last, takes longer than it needs."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
 
 JUDGES = ("trt",)  # part sets made for another machine: run here for their accuracy only
 
+Key = TypeVar("Key", bound=Hashable)  # what is told apart: a part set, a combination of them
 Timings = dict[str, dict[str, list[float]]]  # part set -> stage -> one time in ms per query
 
 
@@ -66,18 +67,18 @@ def least_queries(percentile: int) -> int:
 
 
 def time_interleaved(
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[Key, Predictor],
     examples: Sequence[Example],
     sensors: Sequence[str],
     warmup: int,
     progress: Callable[[], None],
-) -> Timings:
+) -> dict[Key, dict[str, list[float]]]:
     """Answer every example once with every part set, and keep the stage times of all but the first `warmup` examples.
 
     A query goes to each part set in turn before the next query begins, and each goes first equally often, so that a
     machine that slows down or warms up does the same to all of them. `progress` is called after each example.
     """
-    timings: Timings = {part_set: {} for part_set in predictors}
+    timings: dict[Key, dict[str, list[float]]] = {part_set: {} for part_set in predictors}
     order = list(predictors)
     for index, example in enumerate(examples):
         inputs: dict[str, Any] = {sensor: getattr(example, sensor) for sensor in sensors}

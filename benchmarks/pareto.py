@@ -123,14 +123,13 @@ def time_combinations(
     Returns:
         model -> combination -> one time in ms per query, without the first `warmup`.
     """
-    predictors, places = {}, {}
-    for model, (bundle, backends) in models.items():
-        for parts in combinations(bundle, sensors):
-            place = f"{model}/{name_of(parts)}"
-            predictors[place], places[place] = Predictor(bundle, Combination(parts, backends)), (model, name_of(parts))
+    predictors = {
+        (model, name_of(parts)): Predictor(bundle, Combination(parts, backends))
+        for model, (bundle, backends) in models.items()
+        for parts in combinations(bundle, sensors)
+    }
     found: dict[str, dict[str, list[float]]] = {model: {} for model in models}
-    for place, stages in time_interleaved(predictors, queries, sensors, warmup, progress).items():
-        model, name = places[place]
+    for (model, name), stages in time_interleaved(predictors, queries, sensors, warmup, progress).items():
         found[model][name] = stages["total"]
     return found
 

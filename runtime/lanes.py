@@ -7,11 +7,10 @@ import ctypes
 import os
 import queue
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -78,9 +77,9 @@ class Lanes:
     def close(self) -> None:
         """End the threads once their jobs are done; twice is fine, and `run` starts new ones."""
         with self._starting:
-            if self._jobs is not None and self._process == os.getpid():
-                _end(self._jobs, self.count - 1)
-            self._forget()
+            jobs, self._jobs = self._jobs, None
+        if jobs is not None:
+            _end(jobs, self.count - 1)
 
     def _beside(self, jobs: Mapping[str, Callable[[], Any]]) -> dict[str, _Done]:
         done: dict[str, _Done] = {}
@@ -118,7 +117,7 @@ class Lanes:
             with taking:
                 left.clear()
             while any(name not in done for name in beside):
-                time.sleep(0.001)
+                sleep(0.001)
             raise
         finally:
             _here.is_at_work = False
@@ -130,6 +129,7 @@ class Lanes:
         with self._starting:
             if self._jobs is None:
                 self._threads, self._jobs = _start(self.count - 1)
+                self._dealt = None
                 weakref.finalize(self, _end, self._jobs, self.count - 1)  # the threads know the queue only
             if _GET_CORE is not None and (dealt := (int(_GET_CORE()), os.sched_getaffinity(0))) != self._dealt:
                 self._dealt = dealt

@@ -97,10 +97,8 @@ class Predictor:
         """The tokens [B, N, D] of each modality in `inputs`, and the ms of each.
 
         Those of one query are encoded side by side where the backend can; of a batch, whose rows are dealt out, one
-        modality after the other.
+        modality after the other. Load the parts before: threads of a part that a lane opens keep to its cores.
         """
-        for modality in inputs:
-            self._backend.load(modality)
         is_batch = any(len(array) > 1 for tensors in inputs.values() for array in tensors.values())
         lanes = Lanes(1) if is_batch else self._backend.lanes
         return lanes.run({modality: partial(self.encode, modality, tensors) for modality, tensors in inputs.items()})

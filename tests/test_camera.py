@@ -21,8 +21,8 @@ from edgefuse.runtime.film import Pictures
 from edgefuse.runtime.mailbox import Mailbox
 from edgefuse.runtime.sensors import Sensors
 from edgefuse.runtime.source import SpoiledError
+from tests.waiting import until
 
-PATIENCE_S = 10.0
 HEIGHT, WIDTH = 48, 64
 
 
@@ -34,13 +34,6 @@ def mailbox(preprocessor) -> Mailbox:
 def plain(level: int) -> np.ndarray:
     """A picture of one colour, BGR (level, 0, 255 - level)."""
     return np.full((HEIGHT, WIDTH, 3), (level, 0, 255 - level), np.uint8)
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 class FakeCapture:

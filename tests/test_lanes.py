@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from edgefuse.runtime import lanes as module
 from edgefuse.runtime.lanes import Lanes
+from tests.waiting import until
 
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -206,7 +207,7 @@ def test_where_no_thread_can_start_the_error_is_told_and_later_it_is_tried_again
         with pytest.raises(RuntimeError, match="can't start new thread"):
             lanes.run({"a": lambda: 1, "b": lambda: 2})
 
-    _until(lambda: set(named()) <= before)
+    until(lambda: set(named()) <= before)
     assert lanes.run({"a": lambda: 1, "b": lambda: 2})[0] == {"a": 1, "b": 2}
     lanes.close()
 
@@ -247,7 +248,7 @@ def test_a_failed_job_leaves_no_circle_that_holds_its_tensors(three):
         with contextlib.suppress(ValueError):
             three.run({name: partial(fail, tensor) for name in "abc"})
         del tensor
-        _until(lambda: gone() is None)
+        until(lambda: gone() is None)
     finally:
         gc.enable()
 
@@ -276,19 +277,12 @@ def test_threads_end_when_they_are_closed_or_forgotten_and_start_again():
 
     lanes.close()
     lanes.close()
-    _until(lambda: set(named()) <= before)
+    until(lambda: set(named()) <= before)
     lanes.run(jobs)
     assert len(set(named()) - before) == 2
     del lanes
     gc.collect()
-    _until(lambda: set(named()) <= before)
-
-
-def _until(condition) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: set(named()) <= before)
 
 
 def test_a_query_is_not_held_on_to(three):
@@ -298,7 +292,7 @@ def test_a_query_is_not_held_on_to(three):
     tensor = Tensor()
     count = len(gc.get_referrers(tensor))
     three.run({name: lambda tensor=tensor: None for name in "abc"})
-    _until(lambda: len(gc.get_referrers(tensor)) == count)
+    until(lambda: len(gc.get_referrers(tensor)) == count)
 
 
 def test_many_runs_do_not_grow(three):

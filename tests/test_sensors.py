@@ -18,8 +18,7 @@ from edgefuse.runtime.errors import SensorError
 from edgefuse.runtime.mailbox import Mailbox, Writer
 from edgefuse.runtime.sensors import Sensors
 from edgefuse.runtime.source import SpoiledError
-
-PATIENCE_S = 10.0  # a condition that does not come true by then never does
+from tests.waiting import PATIENCE_S, until
 
 
 class Scripted:
@@ -99,13 +98,6 @@ def watch(mailbox: Mailbox, notices: list[Notice]) -> Iterator[Callable[..., Sen
     yield start
     for sensors in running:
         sensors.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.002)
 
 
 def messages(notices: list[Notice]) -> list[str]:

@@ -59,7 +59,10 @@ def edgefuse(folder: Path, threads: int) -> Run:
     from edgefuse.runtime.predictor import Predictor
 
     bundle = Bundle.open(folder)
-    predictor = Predictor(bundle, OnnxBackend(bundle, "cpu", threads))
+    backend = OnnxBackend(bundle, "cpu", threads)
+    predictor = Predictor(bundle, backend)
+    for modality in ENCODERS:
+        backend.load(modality)
 
     def run(tensors: dict[str, Any]) -> np.ndarray:
         tokens, _ = predictor.encode_each({m: {name: tensors[name] for name in SENSOR_TENSORS[m]} for m in ENCODERS})

@@ -16,7 +16,10 @@ def open_peer(option: str, job: Job) -> Opened:
     from edgefuse.runtime.predictor import Predictor
 
     bundle = Bundle.open(job.bundle)
-    predictor = Predictor(bundle, OnnxBackend(bundle, option, job.threads))
+    backend = OnnxBackend(bundle, option, job.threads)
+    predictor = Predictor(bundle, backend)
+    for modality in bundle.info.modalities:
+        backend.load(modality)
 
     def infer(tensors: Any) -> np.ndarray:
         there = tensors["presence"].any(axis=0)  # [M]: the encoder of a sensor that no query has is not run
