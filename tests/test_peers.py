@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
 from edgefuse.benchmarks.peers import environments, run
 from edgefuse.benchmarks.peers.catalogue import EAGER, ENVIRONMENTS, HUGGING_FACE, OPENVINO_INT8, OURS, PEERS
@@ -291,7 +291,7 @@ def test_the_whole_race_leaves_a_row_for_every_peer(tiny, tmp_path, monkeypatch)
 def test_autogluons_text_model_is_read_by_transformers_with_the_pieces_of_the_bundle(job, tmp_path):
     folder = _text_model(replace(job, made=str(tmp_path)))
     reads = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    model = AutoModel.from_pretrained(folder)
     assert type(model).__name__ == "ElectraModel"
     assert model.config.vocab_size == len(reads)
     assert model.config.pad_token_id == reads.pad_token_id

@@ -16,14 +16,15 @@ import numpy as np
 
 from edgefuse.benchmarks.peers.contract import Job, Opened, Query
 
-FOLDER, TEXT_MODEL = "autogluon", "autogluon_text"  # in Job.made
+FOLDER, TEXT_MODEL, IMAGE_MODEL = "autogluon", "autogluon_text", "autogluon_image"  # in Job.made
 COLUMNS = {"image": "image_path", "text": "text"}  # column -> its type; few different texts would count as categories
 
 
 def train(job: Job) -> None:
     """Train on the lines of the splits train and val that have both sensors, with AutoGluon's medium preset.
 
-    From random weights, as our own model: those of the preset lie on model hubs, which not every machine reaches.
+    From random weights, as our own model: those of the preset lie on model hubs, which not every machine reaches. Both
+    encoders are given as local folders, since AutoGluon 1.6 seeks the hub even where it is told `pretrained=False`.
     """
     import pandas
     from autogluon.multimodal import MultiModalPredictor
@@ -37,37 +38,54 @@ def train(job: Job) -> None:
     folder = job.file(FOLDER)
     if folder.exists():
         shutil.rmtree(folder)  # it takes no folder that is there
-    predictor = MultiModalPredictor(label="label", problem_type="multiclass", path=str(folder), pretrained=False)
+    predictor = MultiModalPredictor(label="label", problem_type="multiclass", path=str(folder))
     predictor.fit(
         table("train"),
         tuning_data=table("val"),
         presets="medium_quality",
-        hyperparameters={"model.hf_text.checkpoint_name": _text_model(job)},
+        hyperparameters={
+            "model.hf_text.checkpoint_name": str(_text_model(job)),
+            "model.timm_image.checkpoint_name": str(_image_model(job)),
+        },
         column_types=COLUMNS,
         time_limit=job.training_s,
     )
 
 
-def _text_model(job: Job) -> str:
-    """The preset's text model, ELECTRA-small, as a folder without weights, with the vocabulary of the bundle."""
+def _text_model(job: Job) -> Path:
+    """The preset's text model, ELECTRA-small, as a folder: random weights, the vocabulary of the bundle."""
     from tokenizers import Tokenizer
+    from transformers import ElectraConfig, ElectraModel
 
     from edgefuse.runtime.bundle import TOKENIZER_FILE
 
     folder = job.file(TEXT_MODEL)
-    folder.mkdir(exist_ok=True)
     pieces = Tokenizer.from_file(str(Path(job.bundle) / TOKENIZER_FILE))
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
     pieces.add_special_tokens(list(special.values()))  # those that ours lacks
     size = {"vocab_size": pieces.get_vocab_size(), "pad_token_id": pieces.token_to_id(special["pad_token"])}
-    files = {
-        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **special},
-        "config.json": {"model_type": "electra", **size},  # everything else as ELECTRA-small has it
-    }
+    ElectraModel(ElectraConfig(**size)).save_pretrained(folder)  # everything else as ELECTRA-small has it
     pieces.save(str(folder / "tokenizer.json"))
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    return str(folder)
+    _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
+    return folder
+
+
+def _image_model(job: Job) -> Path:
+    """The preset's image model as a folder with random weights, laid out as AutoGluon saves those of timm."""
+    import timm
+    import torch
+
+    folder = job.file(IMAGE_MODEL)
+    folder.mkdir(exist_ok=True)
+    model = timm.create_model("mobilenetv3_large_100", pretrained=False, num_classes=0)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    config = {"architecture": model.default_cfg["architecture"], "num_features": model.num_features}
+    _write(folder / "config.json", {**config, "pretrained_cfg": model.default_cfg})
+    return folder
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def open_peer(option: str, job: Job) -> Opened:
