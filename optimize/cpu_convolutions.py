@@ -41,16 +41,15 @@ def _as_product(rewrite: Rewrite, node: NodeProto, weight: NDArray[Any], length:
     before, after = attribute(node, "pads", [0, 0])
     count = (length + before + after - kernel) // stride + 1
     x = rewrite.add("Transpose", [node.input[0]], perm=CHANNELS_LAST)  # [B, T, C]
-    x = _frames(rewrite, x, channels, (kernel, stride, count), (before, length))  # [B, F, kernel * C]
+    x = frames(rewrite, x, channels, (kernel, stride, count), (before, length))  # [B, F, kernel * C]
     matrix = np.ascontiguousarray(weight.transpose(2, 1, 0).reshape(kernel * channels, outputs))
-    folded = _folded_product(rewrite, x, matrix) if channels == 1 else None
-    x = folded or rewrite.add("MatMul", [x, matrix])  # [B, F, outputs]
+    x = rewrite.add("MatMul", [x, matrix])  # [B, F, outputs]
     if len(node.input) > 2:
         x = rewrite.add("Add", [x, node.input[2]])
     rewrite.add("Transpose", [x], instead_of=node.output[0], perm=CHANNELS_LAST)
 
 
-def _frames(rewrite: Rewrite, x: str, channels: int, framing: tuple[int, int, int], signal: tuple[int, int]) -> str:
+def frames(rewrite: Rewrite, x: str, channels: int, framing: tuple[int, int, int], signal: tuple[int, int]) -> str:
     """The windows of x [B, T, C] side by side: [B, count, kernel * C].
 
     With `stride` steps in a row [B, rows, stride * C], a window is the concatenation of some rows that follow each
@@ -75,34 +74,6 @@ def _frames(rewrite: Rewrite, x: str, channels: int, framing: tuple[int, int, in
             piece = _cut(rewrite, piece, 2, 0, (kernel - start) * channels)
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else rewrite.add("Concat", pieces, axis=2)
-
-
-def _folded_product(rewrite: Rewrite, x: str, matrix: NDArray[Any]) -> str | None:
-    """x [B, F, N] times a DFT basis [N, 2 * bins] with half the arithmetic, None for any other matrix.
-
-    Cosines are even about the middle of the window and sines odd, x[n] and x[N - n] meet the same number but for the
-    sign, and the Hann window makes row 0 zero.
-    """
-    size = len(matrix)
-    half = size // 2
-    if size % 2 or np.abs(matrix[0]).max() > 1e-6:
-        return None
-    upper, lower = matrix[1 : half + 1], matrix[: half - 1 : -1]  # rows 1 .. N/2 and N-1 .. N/2
-    even = np.abs(upper - lower).max(axis=0) < 1e-5
-    odd = np.abs(upper + lower).max(axis=0) < 1e-5
-    evens = int(np.argmin(even))  # columns before the first that is not even
-    if not evens or not odd[evens:].all():
-        return None
-    first = _cut(rewrite, x, 2, 1, half + 1)  # [B, F, N / 2]
-    backwards = [np.array([n]) for n in (size - 1, half - 1, 2, -1)]
-    last = rewrite.add("Slice", [x, *backwards])  # [B, F, N / 2]
-    cosines = upper[:, :evens].copy()
-    cosines[-1] /= 2  # the middle sample meets itself
-    parts = [
-        rewrite.add("MatMul", [rewrite.add("Add", [first, last]), cosines]),
-        rewrite.add("MatMul", [rewrite.add("Sub", [first, last]), upper[:, evens:].copy()]),
-    ]
-    return rewrite.add("Concat", parts, axis=2)
 
 
 def _cut(rewrite: Rewrite, x: str, axis: int, start: int, end: int) -> str:

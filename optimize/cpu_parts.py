@@ -17,6 +17,7 @@ from edgefuse.optimize.cpu_convolutions import products_of_convolutions
 from edgefuse.optimize.cpu_int8 import dynamic_int8
 from edgefuse.optimize.cpu_padding import without_padding
 from edgefuse.optimize.cpu_rewrite import Rewrite, one_gelu, unfused_residual_norm
+from edgefuse.optimize.cpu_spectra import quarter_spectra
 from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.judge import REFERENCE, Candidate
 from edgefuse.runtime.backend import Tensors
@@ -39,7 +40,15 @@ def cpu_candidates(model: bytes) -> list[Candidate]:
 def fused(model: bytes) -> bytes:
     """The same function in nodes that ONNX Runtime computes faster; `model` itself where there are none."""
     rewrite = Rewrite(Graph(model))
-    for rule in (products_of_convolutions, one_node_attention, one_gelu, unfused_residual_norm, without_padding):
+    rules = (
+        quarter_spectra,
+        products_of_convolutions,
+        one_node_attention,
+        one_gelu,
+        unfused_residual_norm,
+        without_padding,
+    )
+    for rule in rules:
         rule(rewrite)
     return rewrite.serialize() if rewrite.is_changed else model
 

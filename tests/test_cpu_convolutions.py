@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -66,34 +65,3 @@ def test_a_depthwise_convolution_over_time_gets_a_second_dimension() -> None:
 def test_a_dilated_convolution_and_one_over_pictures_stay() -> None:
     assert operators(rewritten(convolution(3, 20, Net(1).weight(4, 3, 3), False, dilations=[2])))["Conv"] == 1
     assert operators(rewritten(PARTS["image"])) == operators(PARTS["image"])
-
-
-def dft(size: int) -> np.ndarray:
-    """Rows cos and -sin times a periodic Hann window: [2 * bins, size]."""
-    angle = 2 * np.pi * np.outer(np.arange(size // 2 + 1), np.arange(size)) / size
-    return np.concatenate([np.cos(angle), -np.sin(angle)]) * np.hanning(size + 1)[:-1]
-
-
-def matrices(model: bytes) -> list[list[int]]:
-    graph = onnx.load_model_from_string(model).graph
-    shapes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    return [shapes[node.input[1]] for node in graph.node if node.op_type == "MatMul"]
-
-
-def test_a_dft_costs_half() -> None:
-    model = convolution(1, 320, dft(32)[:, None], False, strides=[16])
-    x = np.random.default_rng(0).standard_normal((2, 1, 320)).astype(np.float32)
-    product = rewritten(model)
-    assert matrices(product) == [[16, 18], [16, 16]]  # the sines of 0 Hz are zero, so even like cosines
-    np.testing.assert_allclose(outputs(product, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("change", ["window", "order", "odd size"])
-def test_no_other_matrix_is_halved(change: str) -> None:
-    basis = dft(31 if change == "odd size" else 32)
-    if change == "window":
-        basis *= np.linspace(0, 1, basis.shape[1])
-    if change == "order":
-        basis = basis[::-1].copy()
-    model = convolution(1, 320, basis[:, None], False, strides=[16])
-    assert matrices(rewritten(model)) == [list(basis.shape[::-1])]

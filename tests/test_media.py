@@ -194,6 +194,28 @@ def test_samples_are_what_was_written(kind, subtype, tolerance):
     assert np.abs(pcm - 0.5 * np.sin(2 * np.pi * 440 * np.arange(RATE) / RATE)).max() < tolerance
 
 
+@settings(max_examples=400, deadline=None)
+@given(
+    channels=st.integers(1, 3),
+    subtype=st.sampled_from(["PCM_16", "PCM_16", "PCM_24", "FLOAT", "ALAW"]),
+    changes=st.dictionaries(st.integers(0, 47), st.integers(0, 255), max_size=2),
+)
+def test_a_wav_with_any_header_holds_what_soundfile_reads_or_is_refused(channels, subtype, changes):
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(channels).uniform(-1, 1, (64, channels))
+    soundfile.write(buffer, noise, RATE, format="WAV", subtype=subtype)
+    data = bytearray(buffer.getvalue())
+    for at, byte in changes.items():
+        data[at] = byte
+    try:
+        pcm, rate = decode_audio(bytes(data), "s")
+    except MediaError:
+        return
+    expected, expected_rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    assert rate == expected_rate
+    np.testing.assert_array_equal(pcm, expected.mean(axis=1).clip(-1, 1))
+
+
 def test_an_mp3_decodes():
     pcm, rate = decode_audio(sound("MP3"), "s")
 
@@ -246,6 +268,14 @@ def test_a_sound_without_samples_is_refused():
 
     with pytest.raises(MediaError, match="no samples"):
         decode_audio(buffer.getvalue(), "s")
+
+
+def test_a_wav_in_a_codec_whose_length_is_unknown_is_refused():
+    data = bytearray(sound())
+    data[20] = 0x40  # G.721
+
+    with pytest.raises(MediaError, match="not a sound that can be decoded"):
+        decode_audio(bytes(data), "s")
 
 
 def test_text_in_a_picture_file_and_a_picture_in_a_sound_file_are_refused():

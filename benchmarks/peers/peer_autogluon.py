@@ -63,8 +63,9 @@ def _text_model(job: Job) -> Path:
     pieces = Tokenizer.from_file(str(Path(job.bundle) / TOKENIZER_FILE))
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
     pieces.add_special_tokens(list(special.values()))  # those that ours lacks
-    size = {"vocab_size": pieces.get_vocab_size(), "pad_token_id": pieces.token_to_id(special["pad_token"])}
-    ElectraModel(ElectraConfig(**size)).save_pretrained(folder)  # everything else as ELECTRA-small has it
+    pad = pieces.token_to_id(special["pad_token"])
+    config = ElectraConfig(vocab_size=pieces.get_vocab_size(), pad_token_id=pad)  # else as ELECTRA-small has it
+    ElectraModel(config).save_pretrained(folder)
     pieces.save(str(folder / "tokenizer.json"))
     _write(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special})
     return folder
