@@ -22,7 +22,7 @@ def products_of_convolutions(rewrite: Rewrite) -> None:
     for node in [node for node in rewrite.nodes if node.op_type == "Conv"]:
         weight = rewrite.constant(node.input[1])
         length = rewrite.shape(node.input[0])[2:]
-        if weight is None or len(length) != 1 or not isinstance(length[0], int) or max(_dilations(node)) > 1:
+        if weight is None or len(length) != 1 or not isinstance(length[0], int) or not is_plain(node):
             continue
         if attribute(node, "group", 1) == 1:
             _as_product(rewrite, node, weight, length[0])
@@ -31,8 +31,12 @@ def products_of_convolutions(rewrite: Rewrite) -> None:
     rewrite.sweep()
 
 
-def _dilations(node: NodeProto) -> list[int]:
-    return list(attribute(node, "dilations", [1]))
+def is_plain(node: NodeProto) -> bool:
+    """Whether a convolution has no dilation, and says itself how it is padded."""
+    return max(attribute(node, "dilations", [1])) == 1 and attribute(node, "auto_pad", b"NOTSET") in (
+        b"NOTSET",
+        b"VALID",
+    )
 
 
 def _as_product(rewrite: Rewrite, node: NodeProto, weight: NDArray[Any], length: int) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgefuse.optimize.cpu_convolutions import CHANNELS_LAST, frames
+from edgefuse.optimize.cpu_convolutions import CHANNELS_LAST, frames, is_plain
 from edgefuse.optimize.cpu_rewrite import Rewrite, attribute
 
 EVEN, ODD = 0, 1  # planes of the samples
-ROUNDING = 1e-5  # of a basis in FP32, whose numbers are 1 at most
+ROUNDING = 1e-5  # of a basis in FP32, beside its largest number
 
 
 class _Spectrum(NamedTuple):
@@ -37,6 +37,9 @@ def quarter_spectra(rewrite: Rewrite) -> None:
     Cosines are even about the middle of the window and sines odd, so x[n] and x[N - n] meet the same number but for
     the sign: half of the products. The bins k and N/2 - k meet the same numbers but for the sign of every second
     sample: half again, with even and odd samples apart (one step of an FFT, Cooley & Tukey 1965).
+
+    So N is divisible by 4, and even samples stay even from frame to frame only if the hop is; any other front end,
+    and one whose sounds have no fixed even length, stays as it is.
     """
     for node in [node for node in rewrite.nodes if node.op_type == "Conv"]:
         spectrum = _recognised(rewrite, node)
@@ -46,25 +49,37 @@ def quarter_spectra(rewrite: Rewrite) -> None:
 
 
 def _recognised(rewrite: Rewrite, node: NodeProto) -> _Spectrum | None:
-    weight, shape = rewrite.constant(node.input[1]), rewrite.shape(node.input[0])
     square = _square(rewrite, node.output[0])
-    bands = rewrite.sole_reader(square, "Conv") if square else None
-    matrix = rewrite.constant(bands.input[1]) if bands is not None else None
-    if weight is None or bands is None or matrix is None or len(node.input) > 2 or len(bands.input) > 2:
+    reader = rewrite.sole_reader(square, "Conv") if square else None
+    basis, bands = (_matrix(rewrite, conv) if conv is not None else None for conv in (node, reader))
+    shape, hop = rewrite.shape(node.input[0]), _stride(node)
+    if reader is None or basis is None or bands is None or _stride(reader) != 1 or len(shape) != 3 or shape[1] != 1:
         return None
-    if len(shape) != 3 or weight.shape[1] != 1 or matrix.shape[2:] != (1,) or _shifts(node) or _shifts(bands):
+    length, size, bins = shape[2], len(basis), len(basis) // 2 + 1
+    if not isinstance(length, int) or length < size or length % 2 or hop % 2 or size % 4:
         return None
-    (length, hop), size, bins = (shape[2], _stride(node)), weight.shape[2], weight.shape[2] // 2 + 1
-    if not isinstance(length, int) or length % 2 or hop % 2 or size % 4 or _stride(bands) != 1:
-        return None
-    basis, both = weight[:, 0].T, matrix[:, :, 0].T  # [N, 2 * bins], [2 * bins, M]
-    if basis.shape[1] != 2 * bins or not np.array_equal(both[:bins], both[bins:]):
+    if basis.shape[1] != 2 * bins or len(bands) != 2 * bins or not np.array_equal(bands[:bins], bands[bins:]):
         return None
     cosines, sines = basis[:, :bins], basis[:, bins:]
     if not (_is_folded(cosines, 1) and _is_folded(sines, -1)):
         return None
     framing = (size, hop, (length - size) // hop + 1)
-    return _Spectrum(node.input[0], length, cosines, sines, both[:bins], framing, bands.output[0])
+    return _Spectrum(node.input[0], length, cosines, sines, bands[:bins], framing, reader.output[0])
+
+
+def _matrix(rewrite: Rewrite, node: NodeProto) -> NDArray[Any] | None:
+    """What a convolution over time multiplies a window of one channel or one step of all by, if it does nothing else.
+
+    Returns:
+        [kernel, outputs] or [channels, outputs]; None with a bias, padding, dilation or groups.
+    """
+    weight = rewrite.constant(node.input[1])
+    if weight is None or weight.ndim != 3 or 1 not in weight.shape[1:] or len(node.input) > 2:
+        return None
+    if not is_plain(node) or any(attribute(node, "pads", [])) or attribute(node, "group", 1) != 1:
+        return None
+    matrix: NDArray[Any] = weight.reshape(len(weight), -1).T
+    return matrix
 
 
 def _square(rewrite: Rewrite, value: str) -> str | None:
@@ -78,26 +93,18 @@ def _stride(node: NodeProto) -> int:
     return int(attribute(node, "strides", [1])[0])
 
 
-def _shifts(node: NodeProto) -> bool:
-    """Whether a convolution has padding, dilation or groups."""
-    return (
-        any(attribute(node, "pads", []))
-        or max(attribute(node, "dilations", [1])) > 1
-        or attribute(node, "group", 1) > 1
-    )
-
-
 def _is_folded(basis: NDArray[Any], sign: int) -> bool:
-    """Whether row N - n is row n times `sign`, and bin N/2 - k is bin k times `sign` and -1 to the power of n."""
+    """Whether row 0 is zero, row N - n is row n times `sign`, and bin N/2 - k is bin k times `sign * (-1) ** n`."""
     alternating = sign * np.where(np.arange(len(basis)) % 2, -1, 1)[:, None]
-    folds = [basis[0], basis[1:] - sign * basis[:0:-1], basis[:, ::-1] - alternating * basis]  # all zero, then
-    return all(float(np.abs(fold).max()) < ROUNDING for fold in folds)
+    differences = (basis[0], basis[1:] - sign * basis[:0:-1], basis[:, ::-1] - alternating * basis)
+    largest = ROUNDING * np.abs(basis).max()
+    return all(bool(np.abs(difference).max() <= largest) for difference in differences)
 
 
 def _replace(rewrite: Rewrite, spectrum: _Spectrum) -> None:
     length, (size, hop, count) = spectrum.length, spectrum.framing
     quarter = size // 4
-    pairs = rewrite.add("Reshape", [spectrum.audio, np.array([0, -1, 2])])  # [B, T / 2, 2]
+    pairs = rewrite.add("Reshape", [spectrum.audio, np.array([0, length // 2, 2])])  # [B, T / 2, 2]
     x = rewrite.add("Transpose", [pairs], perm=[0, 2, 1])  # [B, 2, T / 2]
     x = rewrite.add("Reshape", [x, np.array([-1, length // 2, 1])])  # [B * 2, T / 2, 1]
     x = frames(rewrite, x, 1, (size // 2, hop // 2, count), (0, length // 2))  # [B * 2, F, N / 2]

@@ -25,6 +25,7 @@ _PNG_ALPHA = 4  # this bit of a PNG's colour type says that there is an alpha ch
 _STREAMED_SIZE = (0, 0xFFFFFFFF)  # what a RIFF header says when its writer did not know the length
 # RIFF, size, WAVE, fmt, its size, format, channels, rate, bytes a second, block, bits, data, its size (RIFF, 1991).
 _WAV = struct.Struct("<4s4x4s4sIHHIIHH4sI")
+_MOST_CHANNELS = 1024  # that libsndfile reads
 _SIXTEEN_BITS = (b"RIFF", b"WAVE", b"fmt ", 16, 1, 16, b"data")  # what of it is fixed
 _LEAST_DECODED = 0.98  # of the announced samples; the count of an MP3 can be an estimate
 
@@ -88,8 +89,8 @@ def decode_audio(data: bytes, name: str) -> tuple[Pcm, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as sound:
             announced, rate = sound.frames, int(sound.samplerate)
-            pcm = sound.read(dtype="float32", always_2d=True)  # [T, channels]
-    except (soundfile.LibsndfileError, ValueError) as error:  # ValueError: a codec of which it knows no length
+            pcm = sound.read(announced, dtype="float32", always_2d=True)  # [T, channels]; GSM needs the number
+    except (soundfile.LibsndfileError, MemoryError, ValueError) as error:  # the latter: no array is so long
         reason = getattr(error, "error_string", error)
         raise MediaError(f"{name}: not a sound that can be decoded ({reason}); use WAV, FLAC, OGG or MP3") from None
     if len(pcm) < announced * _LEAST_DECODED:
@@ -109,12 +110,9 @@ def _sixteen_bit_wav(data: bytes) -> tuple[Pcm, int] | None:
     if len(data) <= _WAV.size:
         return None
     *names_and_kind, channels, rate, bytes_per_second, block, bits, chunk, length = _WAV.unpack_from(data)
-    sizes = (length + _WAV.size, block, bytes_per_second, length % block if block else 1)
-    if (
-        (*names_and_kind, bits, chunk) != _SIXTEEN_BITS
-        or sizes != (len(data), 2 * channels, rate * block, 0)
-        or not rate
-    ):
+    is_known = (*names_and_kind, bits, chunk) == _SIXTEEN_BITS and 0 < channels <= _MOST_CHANNELS and rate > 0
+    sizes = (length + _WAV.size, block, bytes_per_second)
+    if not is_known or sizes != (len(data), 2 * channels, rate * block) or length % block:
         return None
     pcm = np.frombuffer(data, "<i2", offset=_WAV.size).reshape(-1, channels) * np.float32(1 / 32768)  # [T, channels]
     return _mono(pcm), rate

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
+from torch import nn
 from torchaudio.transforms import MelSpectrogram
 
 from edgefuse.optimize.cpu_rewrite import Rewrite
 from edgefuse.optimize.cpu_spectra import quarter_spectra
 from edgefuse.optimize.graph import Graph
 from edgefuse.train.frontends import HOP, MELS, SAMPLE_RATE, WINDOW, LogMel, dft_basis
+from edgefuse.train.speech_embedding import LevelMel
 from tests.optimize_fixtures import Net, outputs
 
 
@@ -37,23 +41,15 @@ def products(model: bytes) -> int:
     return sum(int(np.prod(shapes[node.input[1]])) for node in graph.node if node.op_type == "MatMul")
 
 
-def mel_bands(
-    basis: np.ndarray,
-    bands: np.ndarray,
-    length: int,
-    hop: int,
-    *,
-    exponent: float = 2.0,
-    bias: bool = False,
-    pad: int = 0,
-) -> bytes:
-    """Sound [1, length] to bands, as the front ends of `edgefuse.train` export it."""
+def mel_bands(basis: np.ndarray, bands: np.ndarray, length: int | str, hop: int, **changes: Any) -> bytes:
+    """Sound [1, length] to bands, as the front ends of `edgefuse.train` export it but for `changes`."""
     net = Net()
-    spectrum = net.add("Conv", "x", basis[:, None], strides=[hop], pads=[pad, pad])
-    power = net.add("Pow", spectrum, np.float32(exponent))
-    shift = [np.ones(bands.shape[1])] if bias else []
-    mel = net.add("Conv", power, bands.T[:, :, None], *shift)
-    return net.model({"x": (TensorProto.FLOAT, [1, length])}, {"y": mel})
+    first, second = changes.get("first", {}), changes.get("second", {})
+    spectrum = net.add("Conv", "x", basis[:, None], *changes.get("first_bias", ()), **{"strides": [hop], **first})
+    power = net.add("Pow", spectrum, np.float32(changes.get("exponent", 2)))
+    mel = net.add("Conv", power, bands.T[:, :, None], *changes.get("second_bias", ()), **second)
+    given = {"y": mel, "spectrum": spectrum} if changes.get("is_read_twice") else {"y": mel}
+    return net.model({"x": (TensorProto.FLOAT, [1, length])}, given)
 
 
 def dft(size: int) -> np.ndarray:
@@ -114,30 +110,49 @@ def test_quiet_high_bands_beside_loud_low_ones_are_those_of_torchaudio(level: fl
     np.testing.assert_allclose(np.log(ours + floor), np.log(reference.numpy() + floor), atol=5e-3)
 
 
+SIZE, LENGTH, STEP = 32, 320, 16
+DFT, BANDS = dft(SIZE), random_bands(SIZE, 5)
+RAMP = np.linspace(0, 1, SIZE)
+MIRROR_BROKEN = DFT[np.r_[1, 0, 2:17, 18, 17, 19:34]]  # each bin still even or odd about the middle of the window
+
+
 @pytest.mark.parametrize(
-    "change", ["window", "order", "size", "hop", "length", "bands", "exponent", "bias", "padding", "second reader"]
+    "model",
+    [
+        pytest.param(mel_bands(DFT * RAMP, BANDS, LENGTH, STEP), id="a window that is not even"),
+        pytest.param(mel_bands(DFT * RAMP * 1e-6, BANDS, LENGTH, STEP), id="and small numbers"),
+        pytest.param(mel_bands(np.where(np.arange(SIZE) == 0, 1, DFT), BANDS, LENGTH, STEP), id="a first sample"),
+        pytest.param(mel_bands(MIRROR_BROKEN, BANDS, LENGTH, STEP), id="bins in another order"),
+        pytest.param(mel_bands(DFT[::-1], BANDS, LENGTH, STEP), id="sines first"),
+        pytest.param(mel_bands(dft(30), random_bands(30, 5), LENGTH, STEP), id="a size that 4 does not divide"),
+        pytest.param(mel_bands(DFT[:-2], BANDS[:-2], LENGTH, STEP), id="bins that are missing"),
+        pytest.param(mel_bands(DFT, BANDS * np.arange(1, 35)[:, None], LENGTH, STEP), id="bands that differ"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP - 1), id="an odd hop"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH + 1, STEP), id="an odd length"),
+        pytest.param(mel_bands(DFT, BANDS, "length", STEP), id="an open length"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, exponent=3), id="another power"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, first_bias=[np.ones(34)]), id="a bias"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, second_bias=[np.ones(5)]), id="a bias of the bands"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, first={"pads": [2, 2]}), id="padding"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, first={"auto_pad": "SAME_UPPER"}), id="automatic padding"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, first={"dilations": [2]}), id="dilation"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, second={"pads": [1, 1]}), id="padding of the bands"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, second={"strides": [2]}), id="a stride of the bands"),
+        pytest.param(mel_bands(DFT, BANDS[::2], LENGTH, STEP, second={"group": 2}), id="bands in groups"),
+        pytest.param(mel_bands(DFT, BANDS, LENGTH, STEP, is_read_twice=True), id="a spectrum that others read"),
+    ],
 )
-def test_nothing_else_is_rewritten(change: str) -> None:
-    size = 30 if change == "size" else 32
-    basis, bands = dft(size), random_bands(size, 5)
-    if change == "window":
-        basis = basis * np.linspace(0, 1, size)
-    if change == "order":
-        basis = basis[::-1]
-    if change == "bands":
-        bands = bands * np.linspace(1, 2, len(bands))[:, None]
-    model = mel_bands(
-        basis,
-        bands,
-        321 if change == "length" else 320,
-        15 if change == "hop" else 16,
-        exponent=3.0 if change == "exponent" else 2.0,
-        bias=change == "bias",
-        pad=2 if change == "padding" else 0,
-    )
-    if change == "second reader":
-        proto = onnx.load_model_from_string(model)
-        spectrum = proto.graph.node[0].output[0]
-        proto.graph.output.append(onnx.helper.make_tensor_value_info(spectrum, TensorProto.FLOAT, None))
-        model = onnx.shape_inference.infer_shapes(proto).SerializeToString()
+def test_nothing_else_is_rewritten(model: bytes) -> None:
     assert operators(rewritten(model))["Conv"] == 2
+
+
+@pytest.mark.parametrize("front", [LogMel, LevelMel])
+def test_the_front_ends_as_torch_exports_them_are_recognised(front: type[nn.Module], tmp_path: Path) -> None:
+    path = tmp_path / "front.onnx"
+    audio = torch.zeros(1, 8000)
+    torch.onnx.export(front().eval(), (audio,), path, input_names=["audio"], output_names=["frames"], dynamo=True)
+    model = onnx.shape_inference.infer_shapes(onnx.load(path)).SerializeToString()
+    x = {"audio": np.random.default_rng(0).uniform(-0.5, 0.5, (1, 8000)).astype(np.float32)}
+    assert operators(model)["Conv"] == 2
+    assert "Conv" not in operators(rewritten(model))
+    np.testing.assert_allclose(outputs(rewritten(model), x)[0], outputs(model, x)[0], atol=1e-4)

@@ -270,12 +270,33 @@ def test_a_sound_without_samples_is_refused():
         decode_audio(buffer.getvalue(), "s")
 
 
-def test_a_wav_in_a_codec_whose_length_is_unknown_is_refused():
-    data = bytearray(sound())
-    data[20] = 0x40  # G.721
+@pytest.mark.parametrize(("kind", "subtype"), [("WAV", "GSM610"), ("WAV", "NMS_ADPCM_16"), ("AU", "G721_32")])
+def test_a_codec_of_telephones_that_cannot_be_wound_decodes(kind, subtype):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, 0.5 * np.sin(np.arange(8000) / 10), 8000, format=kind, subtype=subtype)
+
+    pcm, rate = decode_audio(buffer.getvalue(), "s")
+
+    assert rate == 8000
+    assert np.sqrt(np.mean(pcm[1000:7000] ** 2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
+
+
+def test_a_flac_that_announces_more_than_any_memory_holds_is_refused():
+    data = bytearray(sound("FLAC"))
+    data[21] |= 0x0F
+    data[22:26] = b"\xff" * 4  # the number of samples, 36 bits
 
     with pytest.raises(MediaError, match="not a sound that can be decoded"):
         decode_audio(bytes(data), "s")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 1024])
+def test_a_wav_of_sixteen_bits_needs_no_call_back_from_c(channels, monkeypatch):
+    data = sound(channels=channels)
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    monkeypatch.delattr(soundfile, "SoundFile")
+
+    np.testing.assert_array_equal(decode_audio(data, "s")[0], expected.mean(axis=1))
 
 
 def test_text_in_a_picture_file_and_a_picture_in_a_sound_file_are_refused():

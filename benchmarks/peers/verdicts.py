@@ -12,7 +12,11 @@ from edgefuse.benchmarks.peers.catalogue import EAGER, HUGGING_FACE, OPENVINO_IN
 
 NOT_MEASURED = "not measured"
 LATENCY_BARS = {EAGER: 0.25, HUGGING_FACE: 0.25, **dict.fromkeys(OPTIMUM, 0.9), OPENVINO_INT8: 0.9}  # ours / theirs
-COLD_BAR, SIZE_BAR = 0.2, 0.1  # ours / theirs, of every peer that imports torch
+TORCH_BARS = {  # ours / theirs, of every peer that imports torch: what -> where its row has it, at most
+    "cold start": (("cold_start", "median_s"), 0.2),
+    "installed size, as pip installs it": (("disk", "installed_bytes"), 0.1),
+    "installed size, GPU libraries not counted": (("disk", "cpu_bytes"), 0.1),
+}
 Rows = Mapping[str, Mapping[str, Any]]  # peer -> what was measured, or {not_measured: why}
 
 
@@ -33,9 +37,8 @@ def bars(rows: Rows) -> list[dict[str, Any]]:
     ours = rows.get(OURS, {})
     for peer, row in rows.items():
         if row.get("torch"):
-            cold, size = (_ratio(ours, row, *keys) for keys in (("cold_start", "median_s"), ("disk", "cpu_bytes")))
-            found.append(_bar("cold start", peer, COLD_BAR, cold))
-            found.append(_bar("installed size, GPU libraries not counted", peer, SIZE_BAR, size))
+            for what, (keys, asked) in TORCH_BARS.items():
+                found.append(_bar(what, peer, asked, _ratio(ours, row, *keys)))
     return found
 
 
