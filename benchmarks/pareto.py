@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edgefuse.benchmarks import blocks
 from edgefuse.benchmarks.accuracy import SPLIT
 from edgefuse.benchmarks.effort import FULL, QUICK, Effort
+from edgefuse.benchmarks.environment import describe_environment
 from edgefuse.benchmarks.latency import (
     fast_sets,
     median_interval,
@@ -187,7 +188,7 @@ def _point(name: str, model: Measured, parts: Mapping[str, str], examples: Seque
 
 
 def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str, Any]:
-    """`pareto` of several bundles, each query to each combination of each of them in turn.
+    """`pareto` of several bundles, each query to each combination of each of them in turn, and the machine.
 
     Raises:
         OptionError: the bundles differ in their sensors or labels.
@@ -222,7 +223,7 @@ def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str
             )
             for name, bundle in bundles.items()
         }
-        return pareto(models, lines, sensors)
+        return {"environment": describe_environment(), **pareto(models, lines, sensors)}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgefuse.benchmarks.blocks import pareto_table
 from edgefuse.benchmarks.learned import ROWS, learned
 from edgefuse.benchmarks.markdown import table
 from edgefuse.benchmarks.peers.verdicts import bars_table, peers_table
@@ -99,6 +100,12 @@ def peers_bars(document: Document) -> str:
     return bars_table(document["bars"])
 
 
+def pareto(document: Document) -> str:
+    """Accuracy with latency of several model sizes."""
+    head, rows = pareto_table(document)
+    return table(head, rows)
+
+
 def of_training(*documents: Document | None) -> str:
     """What training gives."""
     return learned(dict(zip(_LEARNED, documents, strict=True)))
@@ -112,6 +119,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "cpu": (("cpu",), cpu),
     "peers": (("peers",), peers),
     "peers_bars": (("peers",), peers_bars),
+    "pareto": (("pareto",), pareto),
     "learned": (_LEARNED, of_training),
 }
 
