@@ -25,7 +25,7 @@ from edgefuse.benchmarks.against import face, open_other
 from edgefuse.benchmarks.ceilings import measure_ceilings
 from edgefuse.benchmarks.effort import FULL, QUICK, Effort
 from edgefuse.benchmarks.energy import measure_energy
-from edgefuse.benchmarks.environment import describe_environment
+from edgefuse.benchmarks.environment import describe_environment, heat_and_clocks
 from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.gpu import Asked, measure_engines, targets_of
 from edgefuse.benchmarks.history import append, line_of
@@ -42,6 +42,7 @@ from edgefuse.benchmarks.latency import (
 from edgefuse.benchmarks.meters import open_meters
 from edgefuse.benchmarks.named_latencies import name_latencies
 from edgefuse.benchmarks.pareto import Measured, pareto, time_combinations
+from edgefuse.benchmarks.parity_ledger import measure_parity
 from edgefuse.benchmarks.report import JUDGE, render
 from edgefuse.benchmarks.report_markdown import render_markdown
 from edgefuse.benchmarks.reproduce import commands
@@ -111,7 +112,7 @@ def bench(
             "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "quick": quick,
             **_about(bundle, effort, manifest),
-            **_measure(bundle, examples, effort, out, builds, progress),
+            **_measure(bundle, manifest, examples, effort, out, builds, progress),
             "against": other and face(bundle, other, examples, partial(_phase, progress)),
         }
     report["commands"] = commands(report, bundle.folder, out, () if against is None else ("--against", str(against)))
@@ -178,7 +179,13 @@ def _about(bundle: Bundle, effort: Effort, manifest: Path) -> dict[str, Any]:
 
 
 def _measure(
-    bundle: Bundle, examples: Sequence[Example], effort: Effort, out: Path, builds: int, progress: Progress
+    bundle: Bundle,
+    manifest: Path,
+    examples: Sequence[Example],
+    effort: Effort,
+    out: Path,
+    builds: int,
+    progress: Progress,
 ) -> dict[str, Any]:
     phase = partial(_phase, progress)
     environment = describe_environment()  # first: its load is that of the others, not ours
@@ -215,6 +222,9 @@ def _measure(
     step = phase("ceilings", 1)
     ceilings = measure_ceilings(bundle, effort.ceiling_runs)
     step()
+    step = phase("parity", 1)
+    parity = measure_parity(bundle, manifest, effort.parity_lines)
+    step()
     step = phase("memory", len(fast) * effort.memory_runs)
     memory = {name: footprint.memory(bundle, name, inputs, effort.memory_runs, step) for name in fast}
     first = footprint.cold_start(bundle, inputs, effort.cold_starts, phase("first answer", effort.cold_starts))
@@ -229,9 +239,10 @@ def _measure(
         "accuracy": accuracy,
         "pareto": combined,
         "ceilings": ceilings,
+        "parity": parity,
         "gpu": gpu,
         "engines": footprint.engines(bundle, gpu),
-        "environment": environment,
+        "environment": {**environment, "heat_at_end": heat_and_clocks()},
         "example": inputs,
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 from edgefuse.benchmarks import markup, plots
 from edgefuse.benchmarks.latency import PERCENTILES
 from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, byte_count, milliseconds, percent, span
+from edgefuse.benchmarks.section import Section, Table, not_measured
 from edgefuse.runtime.bundle import HEAD
 
 Report = Mapping[str, Any]
@@ -20,11 +21,11 @@ _NAMED = {  # key of the report -> its name, and where it begins and ends
 _SUMMARY = ("mean_ms", *PERCENTILES)
 
 
-def against(report: Report) -> str:
-    """The verdict of each part set; nothing where no other report was given."""
+def against(report: Report) -> Section | None:
+    """The verdict of each part set; None where no other report was given."""
     found = report["against"]
     if found is None:
-        return ""
+        return None
     rows = []
     for part_set, result in found["part_sets"].items():
         low, high = result["interval"]
@@ -36,11 +37,10 @@ def against(report: Report) -> str:
         f"bundles are opened anew for every block. Faster or slower is said only where the interval excludes 1 and the "
         f"ratio is further than {100 * found['margin']:g} % from it; p is that of Wilcoxon's signed-rank test."
     )
-    data = markup.table(f"From {found['sensors']}", head, rows, text_columns=2)
-    return markup.block("Against another report", data, markup.paragraph(note), wide=True)
+    return Section("Against another report", [Table(f"From {found['sensors']}", head, rows, 2)], [note])
 
 
-def latencies(report: Report) -> str:
+def latencies(report: Report) -> Section:
     """Engine, host end to end, sensor to decision: each with the queries that it stands on."""
     found, rows = report["latencies"], []
     for key, name in _NAMED.items():
@@ -53,15 +53,14 @@ def latencies(report: Report) -> str:
     least = ", ".join(f"{name.removesuffix('_ms')} {count}" for name, count in found["least_queries"].items())
     why = found["sensor_to_decision"].get("not_measured")
     notes = [f"Queries that a percentile needs: {least}.", *([f"Sensor to decision: {why}."] if why else [])]
-    data = markup.table("In milliseconds", head, rows, text_columns=2)
-    return markup.block("Three latencies", data, *map(markup.paragraph, notes), wide=True)
+    return Section("Three latencies", [Table("In milliseconds", head, rows, 2)], notes)
 
 
-def mlperf(report: Report) -> str:
+def mlperf(report: Report) -> Section:
     """What LoadGen says."""
     title, found = "MLPerf scenarios, by LoadGen", report["mlperf"]
     if "not_measured" in found:
-        return markup.block(title, markup.paragraph(f"Not measured: {found['not_measured']}."), wide=True)
+        return not_measured(title, found["not_measured"])
     rows = []
     for scenario, run in found["scenarios"].items():
         asked = f"{run['min_queries']} queries, {run['min_seconds']:g} s"
@@ -79,35 +78,28 @@ def mlperf(report: Report) -> str:
         "confidence.",
         f"Accuracy of the same calls: {100 * right['accuracy']:.2f} % of {right['n']}.",
     ]
-    data = markup.table(f"{found['part_set']} parts", head, rows, text_columns=3)
-    return markup.block(title, data, *map(markup.paragraph, notes), wide=True)
+    return Section(title, [Table(f"{found['part_set']} parts", head, rows, 3)], notes)
 
 
-def energy(report: Report) -> str:
+def energy(report: Report) -> Section:
     """Joules of a decision, by every meter there is."""
     title, found = "Energy of a decision", report["energy"]
     if "not_measured" in found:
-        return markup.block(title, markup.paragraph(f"Not measured: {found['not_measured']}."))
+        return not_measured(title, found["not_measured"])
     rows = [
         [part_set, meter, f"{told['joules_per_decision']:.4g}", f"{told['at_rest_watts']:.3g}", str(told["decisions"])]
         for part_set, meters in found.items()
         for meter, told in meters.items()
     ]
     head = ["Part set", "Meter", "J per decision", "At rest, W", "Decisions"]
-    return markup.block(title, markup.table("What is taken at rest is subtracted", head, rows, text_columns=2))
+    return Section(title, [Table("What is taken at rest is subtracted", head, rows, 2)])
 
 
-def gpu(report: Report) -> str:
-    """What this machine's GPU does with the engines; nothing where the bundle has none."""
-    if not report["gpu"]:
-        return ""
-    head, rows, notes = gpu_table(report["gpu"])
-    data = markup.table(f"From {report['sensors']}, batch 1, in milliseconds", head, rows, text_columns=2)
-    return markup.block("On this machine's GPU", data, *map(markup.paragraph, notes), wide=True)
-
-
-def gpu_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], list[str]]:
-    """Head, rows with two columns of text first, and remarks: latencies of each target, its accuracy, its builds."""
+def gpu(report: Report) -> Section | None:
+    """Latencies of each target on this machine's GPU, its accuracy and builds; None where the bundle has no engine."""
+    found = report["gpu"]
+    if not found:
+        return None
     rows, notes = [], []
     for target, told in found.items():
         if "not_measured" in told:
@@ -127,7 +119,8 @@ def gpu_table(found: Mapping[str, Any]) -> tuple[list[str], list[list[str]], lis
                 f"{percent(builds['spread'])} % above the fastest."
             )
     head = ["Target", "Latency", "Mean", *(each.removesuffix("_ms") for each in PERCENTILES), "Accuracy, %", "95 %"]
-    return head, rows, notes
+    data = Table(f"From {report['sensors']}, batch 1, in milliseconds", head, rows, 2)
+    return Section("On this machine's GPU", [data], notes)
 
 
 def latency_of(engine: Mapping[str, Any]) -> str:

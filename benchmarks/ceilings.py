@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from edgefuse.benchmarks import markup
 from edgefuse.benchmarks.gpu_peaks import DEVICES
 from edgefuse.benchmarks.limits import LABEL
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds
 from edgefuse.benchmarks.roofline import NOTES, count, decision_bounds, engine_bounds, published
+from edgefuse.benchmarks.section import Section, Table
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import MissingExtraError
 
@@ -23,16 +22,6 @@ RANKED_BY = DEVICES[0]  # which kernel is the larger one depends on the device
 _KEPT = ("target", "part", "unplaced_flops", "total")
 
 Figures = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What the page and the Markdown both show."""
-
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-    text_columns: int
 
 
 def measure_ceilings(bundle: Bundle, runs: int) -> dict[str, Any]:
@@ -98,17 +87,12 @@ def _largest(engines: Sequence[Figures], target: str) -> list[dict[str, Any]]:
     return sorted(every, key=lambda kernel: -float(kernel["bound_us"][RANKED_BY.key]))[:LARGEST]
 
 
-def section(report: Mapping[str, Any]) -> str:
-    """The section of the page for one report, as `bench` returns it."""
-    told = [markup.paragraph(line) for line in lines(report["ceilings"])]
-    shown = [
-        markup.table(each.caption, each.head, each.rows, text_columns=each.text_columns)
-        for each in tables(report["ceilings"])
-    ]
-    return markup.block(TITLE, *shown, *told, wide=True)
+def section(report: Mapping[str, Any]) -> Section:
+    """The section for one report, as `bench` returns it."""
+    return Section(TITLE, _tables(report["ceilings"]), _lines(report["ceilings"]))
 
 
-def lines(found: Figures) -> list[str]:
+def _lines(found: Figures) -> list[str]:
     """What has to be said with the figures, a sentence each."""
     if "not_measured" in found:
         return [f"Not measured: {found['not_measured']}."]
@@ -121,7 +105,7 @@ def lines(found: Figures) -> list[str]:
     return [*told, *(f"CPU, measured: {note}." for note in found["cpu"]["notes"])]
 
 
-def tables(found: Figures) -> list[Table]:
+def _tables(found: Figures) -> list[Table]:
     """The bounds, the kernels with the largest ones, where the peaks are from, and the CPU's peaks and shares."""
     if "not_measured" in found:
         return []

@@ -19,8 +19,22 @@ class Effort:
     accuracy_limit: int | None  # examples at most, evenly spread; None takes the whole split
     energy_decisions: int  # of each part set, where there is a meter
     ceiling_runs: int  # of each part and number of threads, against the CPU's peaks
+    parity_lines: int  # of split val
     load: loadgen.Load
 
 
-FULL = Effort(1024, 256, 32, 3, 5, accuracy_limit=None, energy_decisions=1024, ceiling_runs=100, load=loadgen.FULL)
-QUICK = Effort(200, 100, 10, 1, 3, accuracy_limit=500, energy_decisions=200, ceiling_runs=20, load=loadgen.QUICK)
+FULL = Effort(
+    1024,
+    256,
+    32,
+    3,
+    5,
+    accuracy_limit=None,
+    energy_decisions=1024,
+    ceiling_runs=100,
+    parity_lines=256,
+    load=loadgen.FULL,
+)
+QUICK = Effort(
+    200, 100, 10, 1, 3, accuracy_limit=500, energy_decisions=200, ceiling_runs=20, parity_lines=64, load=loadgen.QUICK
+)

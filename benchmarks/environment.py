@@ -11,8 +11,11 @@ from typing import Any
 
 import psutil
 
+from edgefuse.runtime.pace import heat
+
 _VERSIONS_OF = ("edgefuse", "onnxruntime", "numpy", "opencv-python", "tokenizers", "soundfile", "soxr")
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+_POWER_MODE = Path("/var/lib/nvpmodel/status")  # of a Jetson, as pmode:0002; `nvpmodel -q` has its name
 _BOARD = Path("/proc/device-tree/model")  # what a Jetson calls itself
 
 
@@ -27,12 +30,19 @@ def describe_environment() -> dict[str, Any]:
         "load_at_start": round(psutil.getloadavg()[0], 2),  # processes that wanted a core, mean of one minute
         "memory_bytes": psutil.virtual_memory().total,
         "governor": _first_line(_GOVERNOR),
+        "power_mode": _first_line(_POWER_MODE),
+        "heat_at_start": heat_and_clocks(),
         "os": _system(),
         "machine": platform.machine(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in _VERSIONS_OF},
         "commit": _commit(),
     }
+
+
+def heat_and_clocks() -> str | None:
+    """The hottest zone, the busiest cooling device and the clock of the first core, of those that the system tells."""
+    return "; ".join(heat()) or None
 
 
 def _cpu_model() -> str | None:

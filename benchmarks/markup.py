@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from edgefuse.benchmarks.section import Section
+
 NOT_KNOWN = DASH = "\u2013"
 TIMES = "\u00d7"
 PERCENT = "\u00a0%"  # stays with its number at the end of a line
@@ -86,6 +88,15 @@ def figure(svg: str, note: str) -> str:
 def block(title: str, *parts: str, wide: bool = False) -> str:
     """A section of ready-made HTML under a title; a wide one takes the whole width of the page."""
     return f'<section class="block{" wide" if wide else ""}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+
+
+def section(told: Section | None) -> str:
+    """The tables of a section between its sentences; nothing for None."""
+    if told is None:
+        return ""
+    tables = [table(each.caption, each.head, each.rows, text_columns=each.text_columns) for each in told.tables]
+    lead, notes = (map(paragraph, lines) for lines in (told.lead, told.notes))
+    return block(told.title, *lead, *tables, *notes, wide=True)
 
 
 def paragraph(text: str) -> str:

@@ -16,9 +16,11 @@ from edgefuse.benchmarks.latency import HOST_STAGES
 from edgefuse.runtime.bundle import HEAD
 
 # Colours that matplotlib draws with, and what the page replaces them by: one drawing serves light, dark and print.
-INK, FAINT = "#010101", "#020202"
+INK, FAINT, SOFT = "#010101", "#020202", "#060606"  # what is read, the grid, what joins
 SERIES = {"fp32": "#030303", "trt": "#040404", "cpu": "#050505"}
-_PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)"} | {hue: f"var(--{name})" for name, hue in SERIES.items()}
+_PAGE_COLOURS = {INK: "currentColor", FAINT: "var(--faint)", SOFT: "var(--soft)"} | {
+    hue: f"var(--{name})" for name, hue in SERIES.items()
+}
 _DASHES: dict[str, Any] = {"fp32": (0, (5, 2)), "trt": ":", "cpu": "-"}  # told apart without colour
 _MARKERS = {"fp32": "o", "trt": "^", "cpu": "s"}
 _SHAPES = "osD^v"  # of models
@@ -131,13 +133,13 @@ def pareto_plot(points: Sequence[Mapping[str, Any]], sensors: Sequence[str]) -> 
         ordered = sorted(points, key=lambda point: (-point["accuracy"], -point["latency"]["p50_ms"]))
         for row, point in enumerate(ordered):
             x, y, on_it = point["latency"]["p50_ms"], 100 * point["accuracy"], point["frontier"]
-            axes.vlines(x, *(100 * end for end in point["interval"]), color=FAINT, linewidth=1)
+            axes.vlines(x, *(100 * end for end in point["interval"]), color=colours[on_it], linewidth=1)
             look: dict[str, Any] = {"marker": _SHAPES[models.index(point["model"]) % len(_SHAPES)], "markersize": 8}
             axes.plot(x, y, color=colours[on_it], fillstyle="full" if on_it else "none", **look)
             name = "/".join(point["parts"][sensor] for sensor in sensors)
             name = f"{_short(point['model'], _MODEL)} {name}" if len(models) > 1 else name
             place = (1.05, 1 - (row + 0.5) / len(ordered))  # in a column of their own, names never lie on each other
-            leader = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)}
+            leader = {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6, "shrinkB": 4, "relpos": (0, 0.5)}
             face: dict[str, Any] = {"fontsize": 10, "fontweight": "bold" if on_it else "normal", "va": "center"}
             axes.annotate(name, (x, y), place, textcoords="axes fraction", arrowprops=leader, **face)
         axes.margins(x=0.12)

@@ -9,10 +9,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from edgefuse.benchmarks import blocks, ceilings, markup, plots
+from edgefuse.benchmarks import blocks, ceilings, markup, parity_ledger, plots
 from edgefuse.benchmarks.explained import plan_audit
 from edgefuse.benchmarks.headline import cards, notes
 from edgefuse.benchmarks.markup import DASH, NOT_KNOWN, PERCENT, TIMES, byte_count, milliseconds, percent, span
+from edgefuse.benchmarks.section import Section
 
 Report = Mapping[str, Any]
 
@@ -28,14 +29,38 @@ def render(report: Report) -> str:
     runtime = f"ONNX Runtime {environment['versions']['onnxruntime']} on the CPU, batch 1"
     subtitle = [report["created"], f"{environment['cpu']}, {environment['cores_usable']} cores", runtime]
     subtitle += ["quick run"] if report["quick"] else []
-    sections = [blocks.against, _latency, _stages, blocks.latencies, _stage_table]
-    sections += [_accuracy, _answer_types, _accuracy_table, blocks.pareto, _scenarios, blocks.mlperf, blocks.energy]
-    sections += [_footprint, ceilings.section, _method, blocks.gpu, _engines, plan_audit]
-    sections += [_environment, _lineage, _reproduce]
+    told = {name: markup.section(section) for name, section in sections(report).items()}
+    drawn = [_latency(report), _stages(report)]
+    judged = [_accuracy(report), _answer_types(report), _accuracy_table(report), blocks.pareto(report)]
+    body = [told["against"], *drawn, told["latencies"], _stage_table(report), *judged, _scenarios(report)]
+    body += [
+        told["parity"],
+        told["mlperf"],
+        told["energy"],
+        _footprint(report),
+        told["ceilings"],
+        _method(report),
+        told["gpu"],
+    ]
+    body += [_engines(report), told["audit"]]
+    body += [_environment(report), _lineage(report), _reproduce(report)]
     verdicts = {"cards": "".join(cards(report)), "notes": notes(report)}
     title = f"edgefuse benchmark: {report['bundle']['name']}"
-    body = "".join(section(report) for section in sections)
-    return page(title, report["bundle"]["name"], " · ".join(subtitle), body, **verdicts)
+    return page(title, report["bundle"]["name"], " · ".join(subtitle), "".join(body), **verdicts)
+
+
+def sections(report: Report) -> dict[str, Section | None]:
+    """Those that are tables and sentences only, so that the page and the Markdown both show them."""
+    return {
+        "against": blocks.against(report),
+        "latencies": blocks.latencies(report),
+        "mlperf": blocks.mlperf(report),
+        "energy": blocks.energy(report),
+        "ceilings": ceilings.section(report),
+        "gpu": blocks.gpu(report),
+        "audit": plan_audit(report),
+        "parity": parity_ledger.section(report["parity"]),
+    }
 
 
 def page(title: str, heading: str, subtitle: str, sections: str, cards: str = "", notes: str = "") -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgefuse.benchmarks import ceilings
-from edgefuse.benchmarks.blocks import gpu_table, latency_of, pareto_table
+from edgefuse.benchmarks.blocks import latency_of, pareto_table
 from edgefuse.benchmarks.headline import remarks, verdicts
 from edgefuse.benchmarks.markdown import code, table, text
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds, percent, span
+from edgefuse.benchmarks.report import sections
+from edgefuse.benchmarks.section import Section
 
 Report = Mapping[str, Any]
 
@@ -21,20 +22,27 @@ def render_markdown(report: Report) -> str:
     environment = report["environment"]
     runtime = f"ONNX Runtime {environment['versions']['onnxruntime']}, batch 1"
     about = f"{report['created']}, {environment['cpu']}, {environment['cores_usable']} cores, {runtime}"
+    told = sections(report)
     return "\n".join(
         [
             f"# edgefuse benchmark: {text(report['bundle']['name'])}\n",
             f"{text(about)}\n",
             _verdicts(report),
             *(f"- {text(remark)}" for remark in remarks(report)),
+            _told(told["against"]),
             _section("Time to an answer, by sensors, in ms", _scenarios(report)),
+            _told(told["latencies"]),
             _section(f"Time of every stage, {report['sensors']}, in ms", _stages(report)),
             _section("Accuracy, and what is kept of fp32, in percent", _accuracy(report)),
             _section("Accuracy with latency", _pareto(report["pareto"])),
+            _told(told["parity"]),
+            _told(told["mlperf"]),
+            _told(told["energy"]),
             _section("Size and memory", _footprint(report)),
-            _section(ceilings.TITLE, _ceilings(report["ceilings"])),
-            *([_section("On this machine's GPU, in ms", _gpu(report["gpu"]))] if report["gpu"] else []),
+            _told(told["ceilings"]),
+            _told(told["gpu"]),
             _section("TensorRT engines", _engines(report)),
+            _told(told["audit"]),
             _section("Environment", _environment(environment)),
             _section("How to reproduce each figure", _commands(report)),
         ]
@@ -43,6 +51,16 @@ def render_markdown(report: Report) -> str:
 
 def _section(title: str, body: str) -> str:
     return f"\n## {text(title)}\n\n{body}"
+
+
+def _told(found: Section | None) -> str:
+    if found is None:
+        return ""
+    tables = [
+        f"{text(each.caption)}:\n\n{table(each.head, each.rows, text_columns=each.text_columns)}"
+        for each in found.tables
+    ]
+    return _section(found.title, "\n".join(filter(None, [_list(found.lead), *tables, _list(found.notes)])))
 
 
 def _verdicts(report: Report) -> str:
@@ -93,14 +111,6 @@ def _pareto(found: Mapping[str, Any]) -> str:
     return f"{table(head, rows, text_columns=2)}\n{_list(found['notes'])}"
 
 
-def _ceilings(found: Mapping[str, Any]) -> str:
-    shown = [
-        f"{text(each.caption)}:\n\n{table(each.head, each.rows, text_columns=each.text_columns)}\n"
-        for each in ceilings.tables(found)
-    ]
-    return "".join([*shown, _list(ceilings.lines(found))])
-
-
 def _list(lines: Sequence[str]) -> str:
     return "".join(f"- {text(line)}\n" for line in lines)
 
@@ -112,11 +122,6 @@ def _footprint(report: Report) -> str:
         answered = byte_count(memory["answered_bytes"]) if memory else NOT_KNOWN
         rows.append([part_set, byte_count(size["bytes"]), f"{size['ratio']:.2f}", answered])
     return table(("parts", "on disk", "of fp32", "resident after one answer"), rows)
-
-
-def _gpu(found: Mapping[str, Any]) -> str:
-    head, rows, notes = gpu_table(found)
-    return f"{table(head, rows, text_columns=2)}\n{_list(notes)}"
 
 
 def _engines(report: Report) -> str:

@@ -41,7 +41,16 @@ from edgefuse.runtime.manifest import Example
 
 LOAD = Load({"SingleStream": 5, "MultiStream": 2, "Offline": 1}, seconds=0.05, samples=None, note="a test")
 EFFORT = Effort(
-    120, 12, 3, memory_runs=1, cold_starts=1, accuracy_limit=None, energy_decisions=1, ceiling_runs=2, load=LOAD
+    120,
+    12,
+    3,
+    memory_runs=1,
+    cold_starts=1,
+    accuracy_limit=None,
+    energy_decisions=1,
+    ceiling_runs=2,
+    parity_lines=4,
+    load=LOAD,
 )
 FAIL_ON = ("cpu.p50_ms>1e6", "retention<=1", "first_answer_s<0")
 SUBSETS = ["image", "audio", "text", "image+audio", "image+text", "audio+text", "image+audio+text"]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgefuse.benchmarks import cpu_share, roofline
-from edgefuse.benchmarks.ceilings import LARGEST, RANKED_BY, lines, measure_ceilings, section, tables
+from edgefuse.benchmarks import cpu_share, markup, roofline
+from edgefuse.benchmarks.ceilings import LARGEST, RANKED_BY, measure_ceilings, section
 from edgefuse.benchmarks.gpu_peaks import DEVICES
 from edgefuse.benchmarks.limits import LABEL
 from edgefuse.runtime.bundle import Bundle, part_file
@@ -61,30 +61,33 @@ def test_bounds_and_largest_kernels_are_those_of_the_command(tmp_path: Path) -> 
 
 def test_every_figure_of_a_gpu_stands_beside_the_word_bound(tmp_path: Path) -> None:
     found = measure_ceilings(compiled(tmp_path / "bundle"), 2)
-    decisions, kernels, sources, peaks, shares = tables(found)
+    decisions, kernels, sources, peaks, shares = section({"ceilings": found}).tables
     assert [row[0] for row in decisions.rows] == [f"{device.name}, {device.mode}" for device in DEVICES]
     assert all(LABEL in row for table in (decisions, kernels) for row in table.rows)
     assert all(LABEL in table.caption for table in (decisions, kernels))
     assert all("measured" in table.caption and LABEL not in table.caption for table in (peaks, shares))
     assert all(source.source in row for source, row in zip(DEVICES, sources.rows, strict=True))
-    assert all(len(row) == len(table.head) for table in tables(found) for row in table.rows)
-    assert section({"ceilings": found}).count(LABEL) > len(DEVICES) + len(kernels.rows)
+    assert all(len(row) == len(table.head) for table in section({"ceilings": found}).tables for row in table.rows)
+    assert markup.section(section({"ceilings": found})).count(LABEL) > len(DEVICES) + len(kernels.rows)
 
 
 def test_the_cpu_is_told_with_its_peaks_and_every_part(tmp_path: Path) -> None:
     found = measure_ceilings(write_parts_bundle(tmp_path / "bundle"), 2)
-    peaks, shares = tables(found)
+    peaks, shares = section({"ceilings": found}).tables
     assert peaks.rows[0] == ["1", "100.0", "400.0", "10.0"]
     assert {row[0] for row in shares.rows} == {f"fp32 {part}" for part in PARTS}
     assert len(shares.rows) == len(PARTS) * len(peaks.rows)
-    assert lines(found)[0] == "No bound: no engine in this bundle, so no bound for a GPU; edgefuse build makes them."
+    assert (
+        section({"ceilings": found}).notes[0]
+        == "No bound: no engine in this bundle, so no bound for a GPU; edgefuse build makes them."
+    )
 
 
 def test_a_decision_has_no_bound_where_a_part_has_no_engine(tmp_path: Path) -> None:
     found = measure_ceilings(Bundle.open(bundle_with_engine(tmp_path / "bundle")), 2)
     assert found["decision"] == {}
     assert found["no_bounds"] == [f"{RTX} has no engine of {', '.join(MODALITIES)}, so no bound of a whole decision"]
-    assert LABEL not in section({"ceilings": found})
+    assert LABEL not in markup.section(section({"ceilings": found}))
 
 
 def test_a_stale_engine_is_a_line_and_the_cpu_is_measured_all_the_same(tmp_path: Path) -> None:
@@ -98,7 +101,10 @@ def test_products_that_no_kernel_names_are_said(tmp_path: Path) -> None:
     found = measure_ceilings(compiled(tmp_path / "bundle"), 2)
     lost = sum(each["unplaced_flops"] for each in found["engines"])
     assert lost > 0
-    assert lines(found)[0] == f"{lost / 1e6:.2f} MFLOP of products that no kernel names are in no bound."
+    assert (
+        section({"ceilings": found}).notes[0]
+        == f"{lost / 1e6:.2f} MFLOP of products that no kernel names are in no bound."
+    )
 
 
 def test_without_onnx_bench_is_imported_and_the_section_says_what_is_missing(tmp_path: Path) -> None:
@@ -106,8 +112,8 @@ def test_without_onnx_bench_is_imported_and_the_section_says_what_is_missing(tmp
     command = [sys.executable, "-c", WITHOUT_ONNX, str(folder)]
     told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert told == {"not_measured": "counting a graph's work needs onnx: pip install 'edgefuse[optimize]'"}
-    assert tables(told) == []
-    assert "Not measured: counting" in section({"ceilings": told})
+    assert section({"ceilings": told}).tables == []
+    assert "Not measured: counting" in markup.section(section({"ceilings": told}))
 
 
 def test_the_command_needs_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

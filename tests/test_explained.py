@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edgefuse.benchmarks import markup
 from edgefuse.benchmarks.explained import TITLE, plan_audit
 from edgefuse.benchmarks.report import render
 from tests.test_report import HOSTILE, Page, make_report
@@ -33,7 +34,7 @@ def audit_of(**changes: Any) -> dict[str, Any]:
 def section(*audits: dict[str, Any] | None) -> tuple[str, str]:
     """The section of a report with one engine for each audit: its HTML and its text."""
     engines = [{"target": "tensorrt-rtx", "part": f"part{i}", "audit": audit} for i, audit in enumerate(audits)]
-    html = plan_audit({"engines": engines})
+    html = markup.section(plan_audit({"engines": engines}))
     return html, Page(html).text
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgefuse.benchmarks import footprint
+from edgefuse.benchmarks import blocks, footprint
 from edgefuse.benchmarks import gpu as module
-from edgefuse.benchmarks.blocks import gpu_table
 from edgefuse.benchmarks.figures import figures, names
 from edgefuse.benchmarks.gpu import Asked, measure_engines
 from edgefuse.benchmarks.thresholds import broken, parse
@@ -106,7 +105,9 @@ def test_a_build_that_fails_takes_nothing_else_away(rig: Rig, asked: Asked, monk
     found = measure_engines(rig.bundle, more, silent)[rig.target]
     assert found["builds"] == {"not_measured": "the compiler died"}
     assert found["engine"]["n"] == len(asked.queries) - WARMUP
-    assert gpu_table({rig.target: found})[2] == [f"{rig.target}, more builds: the compiler died."]
+    section = blocks.gpu({"gpu": {rig.target: found}, "sensors": "image"})
+    assert section is not None
+    assert section.notes == [f"{rig.target}, more builds: the compiler died."]
 
 
 def test_an_engine_that_does_not_fit_says_so_before_anything_is_timed(rig: Rig, asked: Asked) -> None:
@@ -160,7 +161,10 @@ def test_a_table_has_both_latencies_of_a_target_and_the_builds_below() -> None:
         "accuracy": {"accuracy": 0.9, "interval": [0.8, 0.95], "n": 20},
         "builds": {"p50_ms": [1.2, 1.26], "spread": 0.05},
     }
-    head, rows, notes = gpu_table({"tensorrt": told, "tensorrt-rtx": {"not_measured": "no GPU"}})
+    section = blocks.gpu({"gpu": {"tensorrt": told, "tensorrt-rtx": {"not_measured": "no GPU"}}, "sensors": "image"})
+    assert section is not None
+    (table,), notes = section.tables, section.notes
+    head, rows = list(table.head), table.rows
     assert [len(row) for row in rows] == [len(head)] * 3
     assert [row[head.index("p50")] for row in rows[:2]] == ["1.25", "3.50"]
     assert rows[2][1] == "not measured"

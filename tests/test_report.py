@@ -37,6 +37,25 @@ LOADING = {"script", "link", "img", "iframe", "object", "embed", "video", "audio
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def _parity() -> dict:
+    """As `edgefuse parity --json` prints it."""
+    error = {"max_abs": 0.01, "mean_abs": 0.001, "relative": 0.001, "cosine": 0.99999, "sqnr_db": 43.21}
+    answer = {"logits_db": None, "top1": 0.995, "accuracy": 0.9, "interval": [0.8, 0.95]}
+    rows = [{"hop": "fp16->int8", "part": part} for part in ("text", "all")]
+    return {
+        "examples": 64,
+        "hops": [{**row, **error} for row in rows],
+        "answers": [{**rows[0], **answer}, {**rows[1], **answer, "kept": 0.9876, "kept_interval": [0.9, 1.0]}],
+        "overflow": [
+            {"part": "text", "node": HOSTILE, "op": "Mul", "largest": 70000.0, "effect": "overflows", "in": "fp16"},
+            {"part": "audio", "node": "n", "op": "Log", "largest": 9.5, "effect": "fits", "in": "fp16"},
+        ],
+        "lost_most": f"fp16->int8 of {HOSTILE}",
+        "engine": "not measured: that needs a GPU",
+        "fp16_on_a_cpu": "computed in FP32",
+    }
+
+
 def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: int = 120) -> dict:
     """A report as `bench` returns it, of times that are made up; every text that a user can choose is hostile."""
     sets = {"fp32": 1.0, "trt": 2.0, "cpu": cpu_factor}
@@ -96,6 +115,7 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
         "accuracy": {name: _judged(None if name == "fp32" else retention) for name in sets},
         "pareto": _combinations(),
         "ceilings": _ceilings(),
+        "parity": _parity(),
         "gpu": {"tensorrt": _on_gpu(), "tensorrt-rtx": {"not_measured": HOSTILE}},
         "engines": [{**engine, **known, "built_from_these_parts": True}, {**engine, "part": HOSTILE}],
         "environment": {
@@ -104,6 +124,9 @@ def make_report(*, cpu_factor: float = 0.5, retention: float = 0.995, queries: i
             "load_at_start": 0.1,
             "memory_bytes": 8e9,
             "governor": None,
+            "power_mode": None,
+            "heat_at_start": "cpu 61 °C",
+            "heat_at_end": None,
             "versions": {"onnxruntime": HOSTILE},
         },
         "commands": [("everything", f"edgefuse bench {HOSTILE}")],

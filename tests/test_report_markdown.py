@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from html import escape
 
 import pytest
 
 from edgefuse.benchmarks.gpu_peaks import DEVICES
 from edgefuse.benchmarks.limits import LABEL
 from edgefuse.benchmarks.markdown import code, table, text
+from edgefuse.benchmarks.report import render, sections
 from edgefuse.benchmarks.report_markdown import render_markdown
 from tests.test_report import HOSTILE, make_report
 
@@ -51,6 +53,24 @@ def test_combinations_and_ceilings_are_told_as_on_the_page(markdown):
     assert combinations.count("| yes |") == 2
     assert ceilings.count(f"| {LABEL} |") == len(DEVICES) + 1
     assert "12.3 | 45.6 |" in ceilings
+
+
+def test_every_section_of_tables_and_sentences_stands_on_the_page_and_in_the_markdown():
+    report = make_report()
+    html, markdown = render(report), render_markdown(report)
+
+    for section in filter(None, sections(report).values()):
+        assert f"<h2>{escape(section.title)}</h2>" in html
+        assert f"## {text(section.title)}\n" in markdown
+
+
+def test_the_parity_ledger_tells_what_lost_most_and_what_fp16_cannot_hold(markdown):
+    ledger = markdown.split("## Parity ledger")[1].split("\n## ")[0]
+
+    assert "- Lost most: fp16-&gt;int8 of" in ledger or "- Lost most: fp16->int8 of" in ledger
+    assert "| 43.2 | 0.01 | 0.999990 | exact | 99.50 | 98.76 |" in ledger
+    assert "reaches 7e+04: overflows." in ledger
+    assert "audio" not in ledger, "it fits"
 
 
 def test_bad_news_and_a_quick_run_are_told():

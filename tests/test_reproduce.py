@@ -8,7 +8,7 @@ from pathlib import Path
 from edgefuse.benchmarks.reproduce import commands
 
 REPORT = {
-    "settings": {"manifest": "my data/it's.jsonl", "accuracy_limit": 500, "split": "test"},
+    "settings": {"manifest": "my data/it's.jsonl", "accuracy_limit": 500, "split": "test", "parity_lines": 64},
     "quick": True,
     "part_sets": {"fp32": {}, "trt": {}},
     "memory": {"fp32": {}},
@@ -16,20 +16,26 @@ REPORT = {
 }
 
 
+EVERYTHING = "everything on this page; times, energy, LoadGen's figures and those of engines come from it alone"
+
+
 def test_every_figure_has_a_command_that_a_shell_takes_as_it_stands():
     found = dict(commands(REPORT, Path("my bundle"), Path("out"), ["--against", "other report.json"]))
 
     assert list(found) == [
-        "everything on this page",
+        EVERYTHING,
+        "sensor to decision, before all else",
         "accuracy, fp32 parts",
         "accuracy, trt parts",
+        "parity ledger",
+        "plan audit",
         "accuracy with latency",
         "ceilings",
         "memory, fp32 parts",
         "first answer",
         "size on disk",
     ]
-    everything = shlex.split(found["everything on this page"])
+    everything = shlex.split(found[EVERYTHING])
     assert everything[:5] == ["edgefuse", "bench", "my bundle", "--out", "out"]
     assert everything[5:] == ["--manifest", "my data/it's.jsonl", "--quick", "--against", "other report.json"]
     assert shlex.split(found["accuracy, trt parts"])[-3:] == ["--limit", "500", "--json"]
