@@ -98,8 +98,8 @@ def bars_table(bars: Sequence[Mapping[str, Any]]) -> str:
     """A line per bar."""
     rows = []
     for bar in bars:
-        span = f" ({bar['interval'][0]:.2f}-{bar['interval'][1]:.2f})" if bar["interval"] else ""
-        ratio = NOT_MEASURED if bar["ratio"] is None else f"{bar['ratio']:.2f}{span}"
+        span = f" ({bar['interval'][0]:.3f}-{bar['interval'][1]:.3f})" if bar["interval"] else ""
+        ratio = NOT_MEASURED if bar["ratio"] is None else f"{bar['ratio']:.3f}{span}"
         verdict = {True: "reached", False: "missed", None: NOT_MEASURED}[bar["reached"]]
         rows.append([bar["what"], bar["peer"], ratio, f"{bar['asked']:g}", verdict])
     return table(("what, ours / theirs", "peer", "measured", "at most", "verdict"), rows, text_columns=2)
