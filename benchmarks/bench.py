@@ -115,6 +115,7 @@ def bench(
             **_measure(bundle, manifest, examples, effort, out, builds, progress),
             "against": other and face(bundle, other, examples, partial(_phase, progress)),
         }
+    report["environment"]["heat_at_end"] = heat_and_clocks()
     report["commands"] = commands(report, bundle.folder, out, () if against is None else ("--against", str(against)))
     report["broken"] = broken(thresholds, figures(report))
     report["verdict"] = "failed" if report["broken"] else "ok"
@@ -242,7 +243,7 @@ def _measure(
         "parity": parity,
         "gpu": gpu,
         "engines": footprint.engines(bundle, gpu),
-        "environment": {**environment, "heat_at_end": heat_and_clocks()},
+        "environment": environment,
         "example": inputs,
     }
 

@@ -1,4 +1,4 @@
-"""Blocks of the report page: the comparison with another report, latencies, the GPU, LoadGen, energy, Pareto."""
+"""Sections of the report: the comparison with another report, latencies, the GPU, LoadGen, energy, Pareto."""
 
 from __future__ import annotations
 

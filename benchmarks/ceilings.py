@@ -12,7 +12,7 @@ from edgefuse.benchmarks.gpu_peaks import DEVICES
 from edgefuse.benchmarks.limits import LABEL
 from edgefuse.benchmarks.markup import NOT_KNOWN, byte_count, milliseconds
 from edgefuse.benchmarks.roofline import NOTES, count, decision_bounds, engine_bounds, published
-from edgefuse.benchmarks.section import Section, Table
+from edgefuse.benchmarks.section import Section, Table, not_measured
 from edgefuse.runtime.bundle import HEAD, Bundle
 from edgefuse.runtime.errors import MissingExtraError
 
@@ -89,13 +89,14 @@ def _largest(engines: Sequence[Figures], target: str) -> list[dict[str, Any]]:
 
 def section(report: Mapping[str, Any]) -> Section:
     """The section for one report, as `bench` returns it."""
-    return Section(TITLE, _tables(report["ceilings"]), _lines(report["ceilings"]))
+    found = report["ceilings"]
+    if "not_measured" in found:
+        return not_measured(TITLE, found["not_measured"])
+    return Section(TITLE, _tables(found), _lines(found))
 
 
 def _lines(found: Figures) -> list[str]:
     """What has to be said with the figures, a sentence each."""
-    if "not_measured" in found:
-        return [f"Not measured: {found['not_measured']}."]
     told = [f"No bound: {why}." for why in found["no_bounds"]]
     lost = sum(engine["unplaced_flops"] for engine in found["engines"])
     if lost:
@@ -107,8 +108,6 @@ def _lines(found: Figures) -> list[str]:
 
 def _tables(found: Figures) -> list[Table]:
     """The bounds, the kernels with the largest ones, where the peaks are from, and the CPU's peaks and shares."""
-    if "not_measured" in found:
-        return []
     bounds = [_decisions(found), _kernels(found), _sources(found)] if found["decision"] else []
     return [*bounds, _peaks(found["cpu"]), _shares(found["cpu"])]
 

@@ -99,14 +99,14 @@ def _built_again(bundle: Bundle, target: str, asked: Asked, progress: Progress) 
     with TemporaryDirectory() as folder:
         copy = Path(folder) / bundle.folder.name
         shutil.copytree(bundle.folder, copy, ignore=shutil.ignore_patterns("engines"))
-        edgefuse("build", str(copy), "--target", target, *_as_before(read_sidecar(bundle.folder, target, HEAD)))
+        edgefuse("build", str(copy), "--target", target, *as_before(read_sidecar(bundle.folder, target, HEAD)))
         again = Bundle.open(copy)
         with open_backend(again, target) as backend:
             step = progress(f"another build, {target}", len(asked.queries))
             return statistics.median(engine_ms(_times(again, backend, asked, step)))
 
 
-def _as_before(sidecar: Sidecar | None) -> list[str]:
+def as_before(sidecar: Sidecar | None) -> list[str]:
     """The options of `edgefuse build` that the engines were built with."""
     if sidecar is None:
         return []

@@ -183,6 +183,7 @@ SECTIONS: dict[str, Section] = {
 
 def measure(subject: Subject, sections: list[str]) -> dict[str, Any]:
     """{rows, details, environment} of some sections."""
+    environment = describe_environment()  # first: its load is that of the others
     rows: Rows = []
     details = {}
     for name in sections:
@@ -190,7 +191,7 @@ def measure(subject: Subject, sections: list[str]) -> dict[str, Any]:
         more, details[name] = ({**SECTIONS, "size": size})[name](subject)
         rows += more
     about = {"quick": subject.is_quick, "fingerprint": subject.bundle.fingerprint}
-    return {"rows": rows, **about, "details": details, "environment": describe_environment()}
+    return {"rows": rows, **about, "details": details, "environment": environment}
 
 
 def main() -> None:

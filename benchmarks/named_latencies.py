@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ from edgefuse.runtime.bundle import Bundle
 
 LOOP_FILE = "loop.json"  # in the folder of the report
 LOAD_PERCENT = 80  # of what the loop takes; at more, readings wait for the loop
+
+
+def loop_command(bundle: Path, out: Path, *more: str) -> list[str]:
+    """What measures the last of the three, for a report in the folder `out`."""
+    return ["python", "benchmarks/loop.py", str(bundle), "--only", "load", "--out", str(out / LOOP_FILE), *more]
 
 
 def name_latencies(bundle: Bundle, timings: Timings, part_sets: Sequence[str], out: Path) -> dict[str, Any]:
@@ -33,7 +39,7 @@ def name_latencies(bundle: Bundle, timings: Timings, part_sets: Sequence[str], o
         "least_queries": {name: least_queries(percentile) for name, percentile in PERCENTILES.items()},
         "engine": {part_set: summarise(engine_ms(timings[part_set])) for part_set in part_sets},
         "host_end_to_end": {part_set: summarise(timings[part_set]["total"]) for part_set in part_sets},
-        "sensor_to_decision": _sensor_to_decision(bundle, out / LOOP_FILE),
+        "sensor_to_decision": _sensor_to_decision(bundle, out),
     }
 
 
@@ -42,9 +48,9 @@ def engine_ms(stages: Mapping[str, Sequence[float]]) -> list[float]:
     return (np.array(stages["total"]) - np.sum([stages[stage] for stage in HOST_STAGES], axis=0)).tolist()  # [n]
 
 
-def _sensor_to_decision(bundle: Bundle, path: Path) -> dict[str, Any]:
+def _sensor_to_decision(bundle: Bundle, out: Path) -> dict[str, Any]:
     """How old a reading is when it is decided on, in a real loop beside a real sensor thread."""
-    command = f"python benchmarks/loop.py {bundle.folder} --only load --out {path}"
+    path, command = out / LOOP_FILE, shlex.join(loop_command(bundle.folder, out))
     try:
         found = json.loads(path.read_bytes())
         loads, measured = found["details"]["load"], found["fingerprint"]

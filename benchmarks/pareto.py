@@ -194,6 +194,7 @@ def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str
         OptionError: the bundles differ in their sensors or labels.
         BundleError, ManifestError: a bundle, the manifest or a file that it names cannot be used.
     """
+    environment = describe_environment()  # first: its load is that of the others
     bundles = dict(zip(short_names(folders), map(Bundle.open, folders), strict=True))
     first = next(iter(bundles.values()))
     for bundle in bundles.values():
@@ -223,7 +224,7 @@ def measure(folders: Sequence[Path], manifest: Path, effort: Effort) -> dict[str
             )
             for name, bundle in bundles.items()
         }
-        return {"environment": describe_environment(), **pareto(models, lines, sensors)}
+        return {"environment": environment, **pareto(models, lines, sensors)}
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:

@@ -33,7 +33,7 @@ def measure_parity(bundle: Bundle, manifest: Path, limit: int) -> dict[str, Any]
 
     Returns:
         {examples, hops, answers, overflow, lost_most, engine, fp16_on_a_cpu} of `edgefuse parity --json`, or
-        {not_measured: why} where it refuses: it asks for trt and cpu parts, lines of split val, and onnx.
+        {not_measured: why} where it refuses or fails: it asks for trt and cpu parts, lines of split val, and onnx.
     """
     words = parity_command(bundle.folder, str(manifest), limit)
     done = subprocess.run(
@@ -54,16 +54,18 @@ def section(found: Figures) -> Section:
         return not_measured(TITLE, found["not_measured"])
     rows = []
     for hop, answer in zip(found["hops"], found["answers"], strict=True):
-        errors = [_decibels(hop["sqnr_db"]), f"{hop['max_abs']:.2g}", f"{hop['cosine']:.6f}"]
+        errors = [_decibels(hop, "sqnr_db"), f"{hop['max_abs']:.2g}", f"{hop['cosine']:.6f}"]
         kept = [percent(answer["top1"]), percent(answer.get("kept"))]
-        rows.append([hop["hop"], hop["part"], *errors, _decibels(answer["logits_db"]), *kept])
+        rows.append([hop["hop"], hop["part"], *errors, _decibels(answer, "logits_db"), *kept])
     head = ["Hop", "Part", "SQNR, dB", "Largest error", "Cosine", "Logits, dB", "Same answer, %", "Kept, %"]
     table = Table(f"The same inputs before and after each hop, {found['examples']} lines of split val", head, rows, 2)
     return Section(TITLE, [table], list(_notes(found)), [f"Lost most: {found['lost_most']}."])
 
 
-def _decibels(value: float | None) -> str:
-    return "exact" if value is None else f"{value:.1f}"
+def _decibels(row: Figures, key: str) -> str:
+    if row.get("not_finite"):
+        return f"{row['not_finite']} not finite"
+    return "exact" if row[key] is None else f"{row[key]:.1f}"
 
 
 def _notes(found: Figures) -> Iterator[str]:
@@ -73,7 +75,8 @@ def _notes(found: Figures) -> Iterator[str]:
     )
     beyond = [row for row in found["overflow"] if row["in"] == "fp16" and row["effect"] != FITS]
     for row in beyond:
-        yield f"FP16, {row['part']}: {row['node']} ({row['op']}) reaches {row['largest']:.3g}: {row['effect']}."
+        reached = f"{row['node']} ({row['op']}) reaches {row['largest']:.3g}"
+        yield f"FP16, {row['part']}: {reached}; beside FP16's largest number: {row['effect']}."
     if not beyond:
-        yield "FP16 holds every value that was seen, and every constant."
+        yield "FP16 holds every value and constant that was seen of the nodes that run in it."
     yield f"fp16 on a CPU: {found['fp16_on_a_cpu']}. Engines: {found['engine']}."

@@ -33,16 +33,8 @@ def render(report: Report) -> str:
     drawn = [_latency(report), _stages(report)]
     judged = [_accuracy(report), _answer_types(report), _accuracy_table(report), blocks.pareto(report)]
     body = [told["against"], *drawn, told["latencies"], _stage_table(report), *judged, _scenarios(report)]
-    body += [
-        told["parity"],
-        told["mlperf"],
-        told["energy"],
-        _footprint(report),
-        told["ceilings"],
-        _method(report),
-        told["gpu"],
-    ]
-    body += [_engines(report), told["audit"]]
+    body += [told["parity"], told["mlperf"], told["energy"], _footprint(report), _method(report)]
+    body += [told["ceilings"], told["gpu"], _engines(report), told["audit"]]
     body += [_environment(report), _lineage(report), _reproduce(report)]
     verdicts = {"cards": "".join(cards(report)), "notes": notes(report)}
     title = f"edgefuse benchmark: {report['bundle']['name']}"
@@ -63,11 +55,11 @@ def sections(report: Report) -> dict[str, Section | None]:
     }
 
 
-def page(title: str, heading: str, subtitle: str, sections: str, cards: str = "", notes: str = "") -> str:
+def page(title: str, heading: str, subtitle: str, body: str, cards: str = "", notes: str = "") -> str:
     """A page of ready-made HTML below a heading, which is escaped here."""
     told = {"title": escape(title), "heading": escape(heading), "subtitle": escape(subtitle)}
     template = Template(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute(**told, cards=cards, notes=notes, sections=sections)
+    return template.substitute(**told, cards=cards, notes=notes, sections=body)
 
 
 def _speed_sets(report: Report) -> list[str]:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from edgefuse.benchmarks import footprint
-from edgefuse.benchmarks.named_latencies import LOOP_FILE
+from edgefuse.benchmarks.gpu import as_before
+from edgefuse.benchmarks.named_latencies import loop_command
 from edgefuse.benchmarks.parity_ledger import parity_command
+from edgefuse.runtime.bundle import HEAD
+from edgefuse.runtime.engines import read_sidecar
 
 
 def commands(report: Mapping[str, Any], folder: Path, out: Path, extra: Sequence[str] = ()) -> list[tuple[str, str]]:
@@ -19,10 +22,9 @@ def commands(report: Mapping[str, Any], folder: Path, out: Path, extra: Sequence
     manifest, limit = settings["manifest"], settings["accuracy_limit"]
     quick = ["--quick"] if report["quick"] else []
     bench = ["edgefuse", "bench", str(folder), "--out", str(out), "--manifest", manifest, *quick, *extra]
-    loop = ["python", "benchmarks/loop.py", str(folder), "--only", "load", "--out", str(out / LOOP_FILE)]
     found = [
-        ("everything on this page; times, energy, LoadGen's figures and those of engines come from it alone", bench),
-        ("sensor to decision, before all else", loop),
+        ("sensor to decision; run it first", loop_command(folder, out, "--manifest", manifest)),
+        ("everything else; times, energy, LoadGen's figures and those of engines come from it alone", bench),
     ]
     for part_set in report["part_sets"]:
         evaluate = ["edgefuse", "eval", str(folder), manifest, "--part-dir", part_set, "--split", settings["split"]]
@@ -30,8 +32,10 @@ def commands(report: Mapping[str, Any], folder: Path, out: Path, extra: Sequence
         found.append((f"accuracy, {part_set} parts", [*evaluate, "--json"]))
     pareto = ["python", "benchmarks/pareto.py", str(folder), "--manifest", manifest, *quick]
     parity = ["edgefuse", *parity_command(folder, manifest, settings["parity_lines"])]
-    build = ["edgefuse", "build", str(folder), "--explain"]
-    found += [("parity ledger", parity), ("plan audit", build)]
+    found.append(("parity ledger", parity))
+    for target in dict.fromkeys(engine["target"] for engine in report["engines"]):
+        build = ["edgefuse", "build", str(folder), "--target", target, *as_before(read_sidecar(folder, target, HEAD))]
+        found.append((f"plan audit, {target}", [*build, "--explain"]))
     found += [("accuracy with latency", pareto), ("ceilings", ["python", "benchmarks/roofline.py", str(folder)])]
     for part_set in report["memory"]:
         memory = ["python", "-m", footprint.MODULE, str(folder), part_set, json.dumps(report["example"])]

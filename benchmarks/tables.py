@@ -41,7 +41,7 @@ def reference(document: Document) -> str:
     rows = []
     for row in document["rows"]:
         value, asked = row["measured"], row["asked"]
-        measured = value if isinstance(value, str) else f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
+        measured = _shown(value)
         if row["what"].startswith("kernels"):
             each = (f"{Path(part['path']).stem} {part['kernels']}" for part in document["parts"])
             measured += f" ({', '.join(each)})"
@@ -103,7 +103,22 @@ def peers_bars(document: Document) -> str:
 def pareto(document: Document) -> str:
     """Accuracy with latency of several model sizes."""
     head, rows = pareto_table(document)
-    return table(head, rows)
+    return table(head, rows, text_columns=2)
+
+
+def loop(document: Document) -> str:
+    """What the loop on the device must reach, and did."""
+    verdicts = {"yes": "reached", "NO": "missed", "-": "told only"}
+    rows = [[row["what"], _shown(row["measured"]), row["asked"], verdicts[row["kept"]]] for row in document["rows"]]
+    return table(("what", "measured", "asked", "verdict"), rows, text_columns=4)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return f"{value:.4g}" if value < 1000 else f"{value:,.0f}"
 
 
 def of_training(*documents: Document | None) -> str:
@@ -120,6 +135,7 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[..., str]]] = {
     "peers": (("peers",), peers),
     "peers_bars": (("peers",), peers_bars),
     "pareto": (("pareto",), pareto),
+    "loop": (("loop",), loop),
     "learned": (_LEARNED, of_training),
 }
 

@@ -97,7 +97,8 @@ def _told(ledger: Ledger, truth: NDArray[np.int64]) -> dict[str, Any]:
             difference.update(expected, found)
             name = {"hop": "->".join(hop), "part": part}
             hops.append({**name, **ledger.errors.get((hop, part), difference).row()})
-            answers.append({**name, "logits_db": difference.sqnr_db, **_score(expected, found, truth)})
+            lost = {"not_finite": difference.not_finite} if difference.not_finite else {}
+            answers.append({**name, "logits_db": difference.sqnr_db, **lost, **_score(expected, found, truth)})
             if part != WHOLE:
                 losses[hop, part] = difference
     return {

@@ -69,8 +69,15 @@ def test_the_parity_ledger_tells_what_lost_most_and_what_fp16_cannot_hold(markdo
 
     assert "- Lost most: fp16-&gt;int8 of" in ledger or "- Lost most: fp16->int8 of" in ledger
     assert "| 43.2 | 0.01 | 0.999990 | exact | 99.50 | 98.76 |" in ledger
-    assert "reaches 7e+04: overflows." in ledger
+    assert "reaches 7e+04; beside FP16's largest number: overflows." in ledger
     assert "audio" not in ledger, "it fits"
+
+
+def test_a_hop_that_loses_every_value_is_not_called_exact():
+    report = make_report()
+    report["parity"]["hops"][0] |= {"sqnr_db": None, "not_finite": 12}
+
+    assert "| text | 12 not finite |" in render_markdown(report)
 
 
 def test_bad_news_and_a_quick_run_are_told():

@@ -12,23 +12,24 @@ REPORT = {
     "quick": True,
     "part_sets": {"fp32": {}, "trt": {}},
     "memory": {"fp32": {}},
+    "engines": [{"target": "tensorrt-rtx", "part": part} for part in ("image", "head")],
     "example": {"image": "a b.png", "text": "-is it $1?"},
 }
 
 
-EVERYTHING = "everything on this page; times, energy, LoadGen's figures and those of engines come from it alone"
+EVERYTHING = "everything else; times, energy, LoadGen's figures and those of engines come from it alone"
 
 
 def test_every_figure_has_a_command_that_a_shell_takes_as_it_stands():
     found = dict(commands(REPORT, Path("my bundle"), Path("out"), ["--against", "other report.json"]))
 
     assert list(found) == [
+        "sensor to decision; run it first",
         EVERYTHING,
-        "sensor to decision, before all else",
         "accuracy, fp32 parts",
         "accuracy, trt parts",
         "parity ledger",
-        "plan audit",
+        "plan audit, tensorrt-rtx",
         "accuracy with latency",
         "ceilings",
         "memory, fp32 parts",

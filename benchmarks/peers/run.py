@@ -100,7 +100,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     run = str(given.run.resolve()) if given.run else None
     paths = (str(given.bundle.resolve()), str(made), run, str(given.manifest.resolve()))
     job = Job(*paths, threads=given.threads, batch=1, training_s=given.training)
-    starts, environments = _prepared(peers, given.out.resolve(), job, fallen)
+    starts, environments, made_s = _prepared(peers, given.out.resolve(), job, fallen)
     queries = [_query(line, bundle) for line in lines]
     cold = _kept(first_answers(starts, job, queries[0], given.starts), fallen)
     single = _kept(race(_left(starts, fallen), job, [[query] for query in queries], given.warmup), fallen)
@@ -117,6 +117,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         first = cold[peer.name]
         rows[peer.name] = {
             **_speed(peer.name, single, together, given.batch),
+            "made_s": made_s.get(peer.name),
             "no_rows_per_s": alone_only.get(peer.name),
             "cold_start": {key: first.pop(key) for key in ("median_s", "runs_s")},
             **first,
@@ -149,9 +150,15 @@ def _write_inputs(bundle: Bundle, lines: list[Example], made: Path) -> None:
     np.savez(made / SAMPLES, **calibration_tensors(bundle, lines))
 
 
-def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) -> tuple[list[Start], dict[str, Any]]:
-    """Install and make what each peer needs; what fails goes into `fallen`. Also what each environment holds."""
-    starts, environments = [], {}
+def _prepared(
+    peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]
+) -> tuple[list[Start], dict[str, Any], dict[str, float]]:
+    """Install and make what each peer needs; what fails goes into `fallen`.
+
+    Returns:
+        How to start each, what each environment holds, and the seconds in which a peer made its model, or trained it.
+    """
+    starts, environments, made_s = [], {}, {}
     wheel = build_wheel(out / "environments")
     (out / "logs").mkdir(parents=True, exist_ok=True)
     for peer in peers:
@@ -164,7 +171,9 @@ def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) ->
             environments[peer.environment] = described(folder, ENVIRONMENTS[peer.environment][1])
             if peer.maker:
                 where, module, *arguments = peer.maker
-                _make(_installed(where, out, wheel), module, arguments, job)
+                maker, began = _installed(where, out, wheel), time.perf_counter()
+                _make(maker, module, arguments, job)
+                made_s[peer.name] = round(time.perf_counter() - began, 1)
         except NotMeasuredError as error:
             if peer.name == OURS:
                 raise
@@ -172,7 +181,7 @@ def _prepared(peers: list[Peer], out: Path, job: Job, fallen: dict[str, str]) ->
             continue
         log = out / "logs" / f"{peer.name}.log"
         starts.append(Start(peer.name, python, peer.module, peer.option, log))
-    return starts, environments
+    return starts, environments, made_s
 
 
 def _installed(name: str, out: Path, wheel: Path) -> Path:
