@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from edgefuse.optimize.compiler import Job
+from edgefuse.optimize.cpu_rewrite import Rewrite
+from edgefuse.optimize.graph import Graph
 from edgefuse.optimize.plan import Kernel, parse_layers
 from edgefuse.runtime.backend_onnx import OnnxBackend, open_session
 from edgefuse.runtime.bundle import (
@@ -41,6 +45,18 @@ PIXELS, PCM, LENGTH, RATE = 16, 640, 8, 16_000
 DIM = 32
 VOCABULARY = ("[PAD]", "[UNK]", *WORDS, *(f"unused{i}" for i in range(51)))
 LINES = {"train": 24, "val": 60}
+
+
+def operators(model: bytes) -> Counter[str]:
+    """How often each operator stands in a model."""
+    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+
+
+def rewritten(rule: Callable[[Rewrite], None], model: bytes) -> bytes:
+    """A model after one rule of cpu_rewrite."""
+    rewrite = Rewrite(Graph(model))
+    rule(rewrite)
+    return rewrite.serialize()
 
 
 class Net:

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 
 from edgefuse.optimize.cpu_attention import one_node_attention
-from edgefuse.optimize.cpu_rewrite import Rewrite
-from edgefuse.optimize.graph import Graph
-from tests.optimize_fixtures import DIM, PARTS, Net, inputs_of, outputs
+from tests.optimize_fixtures import DIM, PARTS, Net, inputs_of, operators, outputs, rewritten
 
 TIME, HEADS, SIZE = 5, 4, DIM // 4
-
-
-def rewritten(model: bytes) -> bytes:
-    rewrite = Rewrite(Graph(model))
-    one_node_attention(rewrite)
-    return rewrite.serialize()
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
 
 
 def packed(order: str = "qkv", *, joined: bool = True, swapped_heads: bool = False) -> bytes:
@@ -48,14 +34,14 @@ def packed(order: str = "qkv", *, joined: bool = True, swapped_heads: bool = Fal
 def test_attention_of_one_projection_becomes_one_node(order: str) -> None:
     model = packed(order)
     x = np.random.default_rng(0).standard_normal((3, TIME, DIM)).astype(np.float32)
-    one = rewritten(model)
+    one = rewritten(one_node_attention, model)
     assert operators(one)["MultiHeadAttention"] == 1
     assert not operators(one).keys() & {"Transpose", "Gather", "Softmax"}
     np.testing.assert_allclose(outputs(one, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-5)
 
 
 def test_masked_attention_of_three_projections_becomes_one_node() -> None:
-    one = rewritten(PARTS["text"])
+    one = rewritten(one_node_attention, PARTS["text"])
     assert operators(one)["MultiHeadAttention"] == 1
     assert "Where" not in operators(one)
     inputs = inputs_of("text", batch=5)  # the last text is mostly padding
@@ -65,11 +51,11 @@ def test_masked_attention_of_three_projections_becomes_one_node() -> None:
 
 def test_what_only_looks_like_attention_stays() -> None:
     for model in (packed(joined=False), packed(swapped_heads=True)):
-        assert operators(rewritten(model)) == operators(model)
+        assert operators(rewritten(one_node_attention, model)) == operators(model)
 
 
 def test_a_mask_that_hides_words_instead_of_padding_is_no_padding_mask() -> None:
     model = onnx.load_model_from_string(PARTS["text"])
     where = next(node for node in model.graph.node if node.op_type == "Where")
     where.input[1], where.input[2] = where.input[2], where.input[1]
-    assert "MultiHeadAttention" not in operators(rewritten(model.SerializeToString()))
+    assert "MultiHeadAttention" not in operators(rewritten(one_node_attention, model.SerializeToString()))

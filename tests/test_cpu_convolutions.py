@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 from hypothesis import given, settings
@@ -11,19 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from edgefuse.optimize.cpu_convolutions import products_of_convolutions
-from edgefuse.optimize.cpu_rewrite import Rewrite
-from edgefuse.optimize.graph import Graph
-from tests.optimize_fixtures import PARTS, Net, outputs
-
-
-def rewritten(model: bytes) -> bytes:
-    rewrite = Rewrite(Graph(model))
-    products_of_convolutions(rewrite)
-    return rewrite.serialize()
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+from tests.optimize_fixtures import PARTS, Net, operators, outputs, rewritten
 
 
 def convolution(channels: int, length: int, weight: np.ndarray, bias: bool, **attributes: object) -> bytes:
@@ -48,7 +34,7 @@ def test_a_convolution_over_time_is_the_same_as_a_product(
     weight = Net(kernel).random.standard_normal((5, channels, kernel))
     model = convolution(channels, length, weight, bias, strides=[stride], pads=list(pads))
     x = np.random.default_rng(length).standard_normal((2, channels, length)).astype(np.float32)
-    product = rewritten(model)
+    product = rewritten(products_of_convolutions, model)
     assert "Conv" not in operators(product)
     np.testing.assert_allclose(outputs(product, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-4)
 
@@ -56,12 +42,17 @@ def test_a_convolution_over_time_is_the_same_as_a_product(
 def test_a_depthwise_convolution_over_time_gets_a_second_dimension() -> None:
     model = convolution(6, 20, Net(1).random.standard_normal((6, 1, 5)), True, group=6, pads=[2, 2], strides=[2])
     x = np.random.default_rng(0).standard_normal((2, 6, 20)).astype(np.float32)
-    wide = rewritten(model)
+    wide = rewritten(products_of_convolutions, model)
     (node,) = [node for node in onnx.load_model_from_string(wide).graph.node if node.op_type == "Conv"]
     assert list(next(a.ints for a in node.attribute if a.name == "pads")) == [0, 2, 0, 2]
     np.testing.assert_allclose(outputs(wide, {"x": x})[0], outputs(model, {"x": x})[0], atol=1e-5)
 
 
 def test_a_dilated_convolution_and_one_over_pictures_stay() -> None:
-    assert operators(rewritten(convolution(3, 20, Net(1).weight(4, 3, 3), False, dilations=[2])))["Conv"] == 1
-    assert operators(rewritten(PARTS["image"])) == operators(PARTS["image"])
+    assert (
+        operators(
+            rewritten(products_of_convolutions, convolution(3, 20, Net(1).weight(4, 3, 3), False, dilations=[2]))
+        )["Conv"]
+        == 1
+    )
+    assert operators(rewritten(products_of_convolutions, PARTS["image"])) == operators(PARTS["image"])

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
 from edgefuse.optimize.cpu_int8 import WEIGHT_STEPS, dynamic_int8
-from tests.optimize_fixtures import DIM, PARTS, Net, cosine, inputs_of, outputs
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+from tests.optimize_fixtures import DIM, PARTS, Net, cosine, inputs_of, operators, outputs
 
 
 def product(op: str, **attributes: object) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from edgefuse.optimize.cpu_parts import fused
-from tests.optimize_fixtures import DIM, LENGTH, PARTS, VOCABULARY, Net, outputs
+from tests.optimize_fixtures import DIM, LENGTH, PARTS, VOCABULARY, Net, operators, outputs
 
 
 def text_part(pool: str, *, masked: bool = True, looked_up: bool = True) -> bytes:
@@ -29,10 +27,6 @@ def text_part(pool: str, *, masked: bool = True, looked_up: bool = True) -> byte
         kept = net.add("Div", summed, net.add("Add", net.add("ReduceSum", real, np.array([1])), np.array(1e-6)))
     inputs = {name: (int(TensorProto.INT32), [LENGTH]) for name in ("input_ids", "attention_mask")}
     return net.model(inputs, {"text_tokens": kept})
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
 
 
 MODELS = [text_part(pool, looked_up=looked_up) for pool in ("mean", "all") for looked_up in (True, False)]

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
-import onnx
 import pytest
 
 from edgefuse.optimize.cpu_parts import DYNAMIC, FUSED, cpu_candidates, fused, median_ms
 from edgefuse.optimize.judge import REFERENCE, Candidate
 from edgefuse.runtime.bundle import HEAD
-from tests.optimize_fixtures import PARTS, cosine, inputs_of, outputs
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+from tests.optimize_fixtures import PARTS, cosine, inputs_of, operators, outputs
 
 
 @pytest.mark.parametrize("part", PARTS)

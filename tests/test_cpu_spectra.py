@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,10 @@ from onnx import TensorProto
 from torch import nn
 from torchaudio.transforms import MelSpectrogram
 
-from edgefuse.optimize.cpu_rewrite import Rewrite
 from edgefuse.optimize.cpu_spectra import quarter_spectra
-from edgefuse.optimize.graph import Graph
 from edgefuse.train.frontends import HOP, MELS, SAMPLE_RATE, WINDOW, LogMel, dft_basis
 from edgefuse.train.speech_embedding import LevelMel
-from tests.optimize_fixtures import Net, outputs
-
-
-def rewritten(model: bytes) -> bytes:
-    rewrite = Rewrite(Graph(model))
-    quarter_spectra(rewrite)
-    return rewrite.serialize()
-
-
-def operators(model: bytes) -> Counter[str]:
-    return Counter(node.op_type for node in onnx.load_model_from_string(model).graph.node)
+from tests.optimize_fixtures import Net, operators, outputs, rewritten
 
 
 def products(model: bytes) -> int:
@@ -76,7 +63,7 @@ def test_bands_of_any_framing_are_those_of_numpys_fft(
     size, hop = 4 * quarter, 2 * half_hop
     length = size + hop * (frames - 1) + 2 * min(left_over, half_hop - 1)
     bands = random_bands(size, 5)
-    model = rewritten(mel_bands(dft(size), bands, length, hop))
+    model = rewritten(quarter_spectra, mel_bands(dft(size), bands, length, hop))
     x = np.random.default_rng(length).standard_normal((batch, 1, length)).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(x[:, 0].astype(np.float64), size, axis=1)[:, ::hop]
     power = np.abs(np.fft.rfft(windows * (np.hanning(size + 1)[:-1]))) ** 2  # [B, F, bins]
@@ -88,7 +75,7 @@ def test_bands_of_any_framing_are_those_of_numpys_fft(
 def test_products_are_a_quarter_of_the_dfts_and_half_of_the_bands() -> None:
     bands = random_bands(WINDOW, MELS)
     bins = WINDOW // 2 + 1
-    assert products(rewritten(mel_bands(dft(WINDOW), bands, 4000, HOP))) == pytest.approx(
+    assert products(rewritten(quarter_spectra, mel_bands(dft(WINDOW), bands, 4000, HOP))) == pytest.approx(
         WINDOW * 2 * bins / 4 + bins * MELS, rel=0.01
     )
 
@@ -101,7 +88,7 @@ def test_quiet_high_bands_beside_loud_low_ones_are_those_of_torchaudio(level: fl
     x = (0.9 * low + 1e-3 * high) * level
     front = LogMel()
     bands = front.bands[:, :, 0].T.numpy()  # [2 * bins, MELS]
-    model = rewritten(mel_bands(dft(WINDOW), bands, len(x), HOP))
+    model = rewritten(quarter_spectra, mel_bands(dft(WINDOW), bands, len(x), HOP))
     reference = MelSpectrogram(
         SAMPLE_RATE, WINDOW, hop_length=HOP, n_mels=MELS, center=False, norm="slaney", mel_scale="slaney"
     ).double()(torch.from_numpy(x))  # [MELS, F]
@@ -143,7 +130,7 @@ MIRROR_BROKEN = DFT[np.r_[1, 0, 2:17, 18, 17, 19:34]]  # each bin still even or 
     ],
 )
 def test_nothing_else_is_rewritten(model: bytes) -> None:
-    assert operators(rewritten(model))["Conv"] == 2
+    assert operators(rewritten(quarter_spectra, model))["Conv"] == 2
 
 
 @pytest.mark.parametrize("front", [LogMel, LevelMel])
@@ -154,5 +141,5 @@ def test_the_front_ends_as_torch_exports_them_are_recognised(front: type[nn.Modu
     model = onnx.shape_inference.infer_shapes(onnx.load(path)).SerializeToString()
     x = {"audio": np.random.default_rng(0).uniform(-0.5, 0.5, (1, 8000)).astype(np.float32)}
     assert operators(model)["Conv"] == 2
-    assert "Conv" not in operators(rewritten(model))
-    np.testing.assert_allclose(outputs(rewritten(model), x)[0], outputs(model, x)[0], atol=1e-4)
+    assert "Conv" not in operators(rewritten(quarter_spectra, model))
+    np.testing.assert_allclose(outputs(rewritten(quarter_spectra, model), x)[0], outputs(model, x)[0], atol=1e-4)
